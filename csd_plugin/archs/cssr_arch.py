@@ -1,0 +1,191 @@
+"""CSSRNet: a channel-splitting super-resolution network around any BasicSR backbone (the paper, section 3.1)."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from csd_plugin.errors import OptionError
+from csd_plugin.slicing.channel_map import ChannelMap, prefix_map
+from csd_plugin.slicing.proof import prove, without_weights
+from csd_plugin.slicing.widths import (
+    architecture,
+    backbone_options,
+    check_no_empty_layer,
+    check_width,
+    narrow_options,
+)
+
+TEACHER = 1.0
+_PROOF_SIZE = 8
+
+
+class CSSRNet(nn.Module):
+    """A teacher and its students in one set of weights.
+
+    The teacher is the stock backbone. A student is the stock backbone built narrower and run, without weights of its
+    own, on views of the teacher's weights. Parameters and `state_dict` are exactly the stock backbone's, so an official
+    checkpoint loads strictly and a checkpoint of this network loads in the stock architecture.
+
+    Construction leaves the global random state as the stock backbone's constructor would.
+
+    Args:
+        backbone: options of the teacher, `type` and the constructor's arguments.
+        width: ratio of the student's channels to the teacher's in (0, 1), or several; the first is the default student.
+        width_args: constructor arguments to scale; None takes the ones known for the architecture.
+
+    Raises:
+        OptionError: an argument is unknown or out of range, or a width leaves a layer without channels.
+        ChannelMapError: the student cannot be proved to be a slice of the teacher.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        width: float | Sequence[float],
+        width_args: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.widths = _checked_widths(width)
+        teacher_options = backbone_options(backbone)
+        self.options = {TEACHER: teacher_options} | {
+            w: narrow_options(teacher_options, w, width_args) for w in self.widths
+        }
+        teacher = _build(teacher_options)
+        self._students: dict[float, tuple[nn.Module, ChannelMap]] = {}
+        for w in self.widths:
+            self._students[w] = self._split(teacher, w, width_args)
+
+        # The wrapper registers the teacher's own children instead of the teacher, which keeps the stock names.
+        object.__setattr__(self, "teacher", teacher)
+        self._modules, self._parameters, self._buffers = teacher._modules, teacher._parameters, teacher._buffers
+
+    def forward(
+        self, x: Tensor, width: float | Sequence[float] | None = None, detach: Sequence[float] = ()
+    ) -> Tensor | dict[float, Tensor]:
+        """Super-resolve a batch.
+
+        Args:
+            x: low-resolution images (B, C, H, W) in 0..1.
+            width: one width gives one output; a sequence gives a dict. None means every width in training mode and the
+                default student in evaluation mode.
+            detach: widths to run without a graph.
+
+        Returns:
+            Images (B, C, scale * H, scale * W), or a dict from width to images with 1.0 for the teacher.
+
+        Raises:
+            ValueError: a width that this network does not have.
+        """
+        if width is None:
+            width = (TEACHER, *self.widths) if self.training else self.widths[0]
+        if not isinstance(width, Sequence):
+            return self._run(x, width)
+        outputs = {}
+        for w in width:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and w not in detach):
+                outputs[w] = self._run(x, w)
+        return outputs
+
+    def export(self, width: float) -> nn.Module:
+        """An independent stock backbone equal to this network at `width`, on the same device and of the same dtype.
+
+        Raises:
+            ValueError: a width that this network does not have.
+        """
+        self._check_known(width)
+        weights = self.teacher.state_dict()
+        if width != TEACHER:
+            weights = self._students[width][1].slice(weights)
+        with torch.random.fork_rng(devices=[]):
+            network = _build(self.options[width])
+        network.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, assign=True)
+        for exported, own in zip(network.parameters(), self.teacher.parameters(), strict=True):
+            exported.requires_grad_(own.requires_grad)
+        return network.train(self.training)
+
+    def train(self, mode: bool = True) -> "CSSRNet":
+        """Set training or evaluation mode of the teacher and of every student."""
+        super().train(mode)
+        for network in (self.teacher, *(student for student, _ in self._students.values())):
+            network.train(mode)
+        return self
+
+    def extra_repr(self) -> str:
+        """The widths, shown above the layers when the network is printed."""
+        return f"widths={self.widths}"
+
+    def _run(self, x: Tensor, width: float) -> Tensor:
+        self._check_known(width)
+        if width == TEACHER:
+            return self.teacher(x)
+        student, channel_map = self._students[width]
+        tensors = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
+        return functional_call(student, channel_map.slice(tensors), (x,))
+
+    def _check_known(self, width: float) -> None:
+        if width != TEACHER and width not in self._students:
+            raise ValueError(f"expected one of the widths {(TEACHER, *self.widths)}, got {width!r}")
+
+    def _split(
+        self, teacher: nn.Module, width: float, width_args: Sequence[str] | None
+    ) -> tuple[nn.Module, ChannelMap]:
+        options = self.options[width]
+        with torch.random.fork_rng(devices=[]):
+            narrow = _build(options)
+        check_no_empty_layer(narrow, options, width, width_args)
+        student, channel_map = without_weights(narrow), prefix_map(options["type"], _shapes(teacher), _shapes(narrow))
+        _prove_once(_Proof(options["type"], teacher, student, channel_map, _image(options)))
+        return student, channel_map
+
+    def _replicate_for_data_parallel(self) -> "CSSRNet":
+        raise OptionError(
+            "num_gpu above 1 needs one process a GPU: torchrun --nproc_per_node=N -m csd_plugin train -opt FILE "
+            "--launcher pytorch (option num_gpu)"
+        )
+
+
+class _Proof:
+    """Arguments of `prove`, hashed by what decides its outcome, so that an EMA copy is not proved again."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        name, teacher, student, channel_map, image = arguments
+        self._key = repr((name, architecture(name), teacher, student, channel_map, image.shape))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Proof) and self._key == other._key
+
+
+@lru_cache(maxsize=32)
+def _prove_once(proof: _Proof) -> None:
+    prove(*proof.arguments)
+
+
+def _build(options: Mapping[str, Any]) -> nn.Module:
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    return architecture(options["type"])(**arguments)
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _image(options: Mapping[str, Any]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    channels = options.get("num_in_ch", 3)
+    return torch.rand((1, channels, _PROOF_SIZE, _PROOF_SIZE), dtype=torch.float64, generator=generator)
+
+
+def _checked_widths(width: float | Sequence[float]) -> tuple[float, ...]:
+    values = list(width) if isinstance(width, Sequence) and not isinstance(width, str) else [width]
+    widths = tuple(check_width(value) for value in values)
+    if not widths or len(set(widths)) != len(widths) or TEACHER in widths:
+        raise OptionError(f"expected one or more different ratios below 1, got {width!r} (option network_g:width)")
+    return widths

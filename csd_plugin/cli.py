@@ -1,0 +1,82 @@
+"""The command `basicsr`: thin; the work of each sub-command lives in the module that it belongs to."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+import basicsr.test
+import basicsr.train
+import torch
+
+from csd_plugin import compat
+from csd_plugin.config.load import arguments
+from csd_plugin.data import prepare
+from csd_plugin.errors import OptionError
+from csd_plugin.evaluation import summary
+
+_PLUGIN_GROUP = "basicsr.plugins"
+
+
+def load_plugins() -> None:
+    """Import every installed plugin of the entry-point group `basicsr.plugins`.
+
+    One that cannot be imported is reported and left out: it must not take the others down.
+    """
+    for plugin in entry_points(group=_PLUGIN_GROUP):
+        try:
+            plugin.load()
+        except Exception as error:
+            logging.getLogger("csd_plugin").warning("plugin %s (%s) cannot be loaded: %s", plugin.name, plugin.value, error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="basicsr", description="BasicSR with contrastive self-distillation.")
+    parser.add_argument("--version", action="version", version=compat.version_line())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (("train", "train a network"), ("test", "test a network")):
+        commands.add_parser(name, help=f"{text} as an option file says", parents=[arguments()])
+    prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
+    summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments after the program's name; None takes the process's own.
+
+    Returns:
+        Exit status: 0, or 2 for a mistake in options, files or data.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv)
+    try:
+        if args.command in ("train", "test"):
+            load_plugins()
+            _run_pipeline(args.command, argv[1:])
+        elif args.command == "prepare":
+            prepare.run(args)
+        else:
+            load_plugins()
+            summary.run(args)
+    except OptionError as error:
+        sys.stderr.write(f"basicsr {args.command}: error: {error}\n")
+        return 2
+    return 0
+
+
+def _run_pipeline(command: str, rest: Sequence[str]) -> None:
+    """BasicSR's own pipeline in the working directory; it reads its flags from `sys.argv`."""
+    pipeline = basicsr.train.train_pipeline if command == "train" else basicsr.test.test_pipeline
+    original = sys.argv
+    sys.argv = [f"basicsr {command}", *rest]
+    try:
+        pipeline(os.getcwd())
+    finally:
+        sys.argv = original
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

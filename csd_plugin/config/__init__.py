@@ -1,0 +1,1 @@
+"""Option files: reading (`load`), their schema (`schema`) and the checks before a run starts (`preflight`)."""

@@ -1,0 +1,237 @@
+"""Checks before a run starts, so that a mistake costs a line on the terminal and not a folder of outputs."""
+
+import importlib.util
+import inspect
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch import nn
+
+from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
+from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, parse
+from csd_plugin.data.pairs import check_paired_dataset
+from csd_plugin.errors import OptionError, suggestion
+from csd_plugin.losses.vgg import weights_file
+
+_LAUNCHER_VARIABLES = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse a launcher whose environment is not there.
+
+    Raises:
+        OptionError: naming the command that sets it up.
+    """
+    variable = _LAUNCHER_VARIABLES.get(launcher)
+    if variable is not None and variable not in os.environ:
+        command = {"pytorch": "torchrun --nproc_per_node=N -m csd_plugin train ...", "slurm": "srun"}[launcher]
+        raise OptionError(f"{variable} is not set: start with {command} (option --launcher {launcher})")
+
+
+def check_options(options: Mapping[str, Any], is_train: bool) -> None:
+    """Check the option file itself, before BasicSR's parser sees it.
+
+    Files with another `model_type` than CSDModel are BasicSR's or another plugin's business: only what every run
+    needs is checked there.
+
+    Args:
+        options: the merged option file.
+        is_train: whether it is for training or for testing.
+
+    Raises:
+        OptionError: unknown, missing or wrong option.
+    """
+    for key in ("name", "model_type", "num_gpu", "datasets", "network_g", "path", *(("train",) if is_train else ())):
+        if key not in options:
+            raise OptionError(f"missing option {key}")
+    if options["model_type"] not in MODEL_REGISTRY:
+        near = suggestion(options["model_type"], MODEL_REGISTRY.keys())
+        raise OptionError(f"no model {options['model_type']!r} is registered{near} (option model_type)")
+    for phase, dataset in options["datasets"].items():
+        _check_dataset_block(dataset, f"datasets:{phase}")
+    if options["model_type"] != "CSDModel":
+        return
+    parsed = parse(CSDOptions, options)
+    for block in ("train", "logger") if is_train else ():
+        if getattr(parsed, block) is None:
+            raise OptionError(f"missing option {block}")
+    if parsed.train is not None:
+        for key in ("pixel_opt", "teacher_opt", "contrastive_opt"):
+            _check_loss(getattr(parsed.train, key), f"train:{key}")
+        _check_optimizer(parsed.train.optim_g)
+    if parsed.val is not None:
+        _check_metrics(parsed)
+
+
+def check_run(opt: Mapping[str, Any]) -> None:
+    """Check what the options name: devices, files, data and the network. Reads only.
+
+    Args:
+        opt: options as BasicSR's parser gives them.
+
+    Raises:
+        OptionError: something is missing or does not fit together.
+    """
+    _check_device(opt)
+    _check_logger(opt)
+    for key, value in opt["path"].items():
+        if value is not None and (key.startswith("pretrain_network") or key == "resume_state"):
+            if not os.path.isfile(os.path.expanduser(value)):
+                raise OptionError(f"no such file: {value} (option path:{key})")
+    for phase, dataset in opt["datasets"].items():
+        _check_data(opt, phase, dataset)
+    if opt["model_type"] == "CSDModel":
+        _check_network(opt)
+        _check_negatives(opt)
+        _check_vgg(opt)
+
+
+def _check_dataset_block(dataset: Mapping[str, Any], where: str) -> None:
+    if not isinstance(dataset, Mapping) or "type" not in dataset:
+        raise OptionError(f"missing option {where}:type")
+    if dataset["type"] not in DATASET_REGISTRY:
+        near = suggestion(dataset["type"], DATASET_REGISTRY.keys())
+        raise OptionError(f"no data set type {dataset['type']!r} is registered{near} (option {where}:type)")
+    if dataset["type"] == "PairedImageDataset":
+        parsed = parse(PairedImageDatasetOptions, dataset, where)
+        if where.split(":")[1].split("_")[0] == "train" and parsed.gt_size is None:
+            raise OptionError(f"missing option {where}:gt_size")
+
+
+def _check_loss(block: Mapping[str, Any] | None, where: str) -> None:
+    if block is None:
+        return
+    name = block.get("type")
+    if name not in LOSS_REGISTRY:
+        near = suggestion(str(name), LOSS_REGISTRY.keys())
+        raise OptionError(f"no loss {name!r} is registered{near} (option {where}:type)")
+    _check_keywords(LOSS_REGISTRY.get(name), block, where)
+
+
+def _check_optimizer(block: Mapping[str, Any]) -> None:
+    cls = getattr(torch.optim, str(block.get("type")), None)
+    if cls is None or "lr" not in block:
+        raise OptionError(f"expected the name of a torch.optim class and lr, got {dict(block)} (option train:optim_g)")
+    _check_keywords(cls, block, "train:optim_g")
+
+
+def _check_keywords(target: Any, block: Mapping[str, Any], where: str) -> None:
+    """Every key of the block is a parameter of what it builds."""
+    signature = inspect.signature(target)
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return
+    for key in block:
+        if key != "type" and key not in signature.parameters:
+            raise OptionError(f"unknown option {where}:{key}{suggestion(key, signature.parameters)}")
+
+
+def _check_metrics(parsed: CSDOptions) -> None:
+    metrics = parsed.val.metrics or {}
+    for key, block in metrics.items():
+        if block.get("type") not in METRIC_REGISTRY:
+            near = suggestion(str(block.get("type")), METRIC_REGISTRY.keys())
+            raise OptionError(f"no metric {block.get('type')!r} is registered{near} (option val:metrics:{key}:type)")
+    if parsed.val.best_metric is not None and parsed.val.best_metric not in metrics:
+        raise OptionError(f"{parsed.val.best_metric!r} is none of val:metrics (option val:best_metric)")
+    names = [dataset.get("name") for dataset in parsed.datasets.values()]
+    if parsed.val.best_dataset is not None and parsed.val.best_dataset not in names:
+        raise OptionError(f"no data set is named {parsed.val.best_dataset!r} (option val:best_dataset)")
+
+
+def _check_device(opt: Mapping[str, Any]) -> None:
+    gpus = torch.cuda.device_count()
+    if not opt["dist"] and opt["num_gpu"] > 1 and opt["model_type"] == "CSDModel":
+        raise OptionError(
+            f"num_gpu {opt['num_gpu']} needs one process a GPU: torchrun --nproc_per_node={opt['num_gpu']} "
+            "-m csd_plugin train -opt FILE --launcher pytorch (option num_gpu)"
+        )
+    if opt["num_gpu"] > gpus:
+        raise OptionError(f"num_gpu {opt['num_gpu']} but {gpus} CUDA devices: set 0 for the CPU or auto (option num_gpu)")
+
+
+def _check_logger(opt: Mapping[str, Any]) -> None:
+    wandb = (opt.get("logger") or {}).get("wandb") or {}
+    if wandb.get("project") is not None and importlib.util.find_spec("wandb") is None:
+        raise OptionError("wandb is not installed: pip install wandb, or set it to ~ (option logger:wandb:project)")
+
+
+def _check_data(opt: Mapping[str, Any], phase: str, dataset: Mapping[str, Any]) -> None:
+    where = f"datasets:{phase}"
+    training = dataset["phase"] == "train"
+    if dataset.get("persistent_workers") and training and dataset.get("num_worker_per_gpu", 0) == 0:
+        raise OptionError(f"persistent_workers needs workers (option {where}:num_worker_per_gpu)")
+    if dataset.get("prefetch_mode") == "cuda" and opt["num_gpu"] == 0:
+        raise OptionError(f"prefetch_mode cuda needs a GPU: set ~ or cpu (option {where}:prefetch_mode)")
+    if dataset["type"] != "PairedImageDataset":
+        return
+    if training and dataset["gt_size"] % opt["scale"]:
+        raise OptionError(f"expected a multiple of scale {opt['scale']}, got {dataset['gt_size']} (option {where}:gt_size)")
+    count = check_paired_dataset(dataset, where, opt["scale"], training)
+    if training:
+        check_batch(dataset, count, opt["world_size"], where)
+
+
+def check_batch(dataset: Mapping[str, Any], count: int, world_size: int, where: str = "datasets:train") -> None:
+    """Refuse a batch that the data set cannot fill: BasicSR would run 0 iterations and save an untrained network.
+
+    Args:
+        dataset: options of the training set.
+        count: its number of images.
+        world_size: number of ranks.
+        where: option path of the data set.
+
+    Raises:
+        OptionError: the batch is larger than what one rank gets in an epoch.
+    """
+    share = math.ceil(count * dataset.get("dataset_enlarge_ratio", 1) / world_size)
+    if share < dataset["batch_size_per_gpu"]:
+        raise OptionError(
+            f"batch of {dataset['batch_size_per_gpu']} images but {share} a rank in the data set: lower it or raise "
+            f"dataset_enlarge_ratio (option {where}:batch_size_per_gpu)"
+        )
+
+
+def _check_network(opt: Mapping[str, Any]) -> None:
+    """Build the network, which proves its students, and run it once on a tiny image."""
+    with torch.random.fork_rng(devices=[]):
+        network = CSSRNet(**{key: value for key, value in opt["network_g"].items() if key != "type"}).eval()
+    with torch.no_grad():
+        image = torch.zeros(1, network.options[TEACHER].get("num_in_ch", 3), 8, 8)
+        _, channels, height, _ = network(image).shape
+    if height != 8 * opt["scale"]:
+        raise OptionError(f"the network enlarges x{height // 8} but scale is {opt['scale']} (options scale, network_g:backbone)")
+    if (opt.get("train") or {}).get("contrastive_opt") and channels != 3:
+        raise OptionError(f"the contrast needs RGB images, the network gives {channels} channels (option network_g:backbone)")
+
+
+def _check_negatives(opt: Mapping[str, Any]) -> None:
+    train = opt.get("train") or {}
+    if not opt["is_train"] or not train.get("contrastive_opt"):
+        return
+    negatives = parse(NegativesOptions, train.get("negatives") or {}, "train:negatives")
+    batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
+    if negatives.source == "batch" and negatives.num > batch - 1:
+        raise OptionError(
+            f"{negatives.num} negatives need a batch of {negatives.num + 1}, got {batch}: lower it or set "
+            "train:negatives:source pool (option train:negatives:num)"
+        )
+    if negatives.source == "pool" and negatives.num > negatives.pool_size:
+        raise OptionError(
+            f"{negatives.num} negatives but a pool of {negatives.pool_size}: raise train:negatives:pool_size "
+            "(option train:negatives:num)"
+        )
+
+
+def _check_vgg(opt: Mapping[str, Any]) -> None:
+    """Build the loss once: it reads the VGG file, or downloads it before anything else is written."""
+    contrastive = (opt.get("train") or {}).get("contrastive_opt")
+    if not opt["is_train"] or not contrastive:
+        return
+    weights_file(contrastive.get("vgg_weights", "imagenet"))
+    loss: type[nn.Module] = LOSS_REGISTRY.get(contrastive["type"])
+    loss(**{key: value for key, value in contrastive.items() if key != "type"})

@@ -1,0 +1,196 @@
+"""The options of a CSD run, parsed once into frozen objects. Unknown keys are errors.
+
+Blocks that BasicSR or torch own (losses, optimizer, scheduler, metrics) stay mappings; their keys are checked against
+the signature of what they build.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from csd_plugin.errors import OptionError, suggestion
+
+Block = dict[str, Any]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NegativesOptions(_Options):
+    """What the student is pushed from.
+
+    Attributes:
+        source: `batch` takes other images of the batch; `pool` adds patches of earlier batches.
+        num: K, the negatives of each anchor. 0 leaves the contrast without a denominator.
+        pool_size: patches that the pool keeps (source pool).
+    """
+
+    source: Literal["batch", "pool"] = "batch"
+    num: int = Field(10, ge=0)
+    pool_size: int = Field(64, ge=1)
+
+
+class TrainOptions(_Options):
+    """The block `train`.
+
+    Attributes:
+        pixel_opt: L1 of the student to GT.
+        teacher_opt: the same for the teacher; its loss_weight is lambda_T.
+        teacher_stop_iter: the teacher's own loss ends after this iteration; None keeps it.
+        contrastive_opt: `ContrastiveLoss`; without it this is joint training (J-T1).
+        positive: what the student is pulled to.
+        negatives: what it is pushed from.
+    """
+
+    total_iter: int = Field(gt=0)
+    optim_g: Block
+    scheduler: Block
+    pixel_opt: Block
+    teacher_opt: Block | None = None
+    teacher_stop_iter: int | None = Field(None, ge=0)
+    contrastive_opt: Block | None = None
+    positive: Literal["teacher", "gt"] = "teacher"
+    negatives: NegativesOptions = NegativesOptions()
+    ema_decay: float = Field(0, ge=0, lt=1)
+    warmup_iter: int = -1
+
+
+class ValOptions(_Options):
+    """The block `val`.
+
+    Attributes:
+        teacher: validate the teacher as well, under the name `<dataset>_teacher`.
+        self_ensemble: average over the 8 flips and rotations (the paper's "+").
+        best_metric: metric that decides on the best student; None takes the first one.
+        best_dataset: name of the validation set that decides; None takes the first one validated.
+    """
+
+    save_img: bool
+    val_freq: float | None = Field(None, ge=1)
+    suffix: str | None = None
+    pbar: bool = False
+    metrics: dict[str, Block] | None = None
+    teacher: bool = True
+    self_ensemble: bool = False
+    best_metric: str | None = None
+    best_dataset: str | None = None
+
+
+class PathOptions(_Options):
+    """The block `path`."""
+
+    pretrain_network_g: str | None = None
+    param_key_g: str | None = "params"
+    strict_load_g: bool = True
+    resume_state: str | None = None
+    ignore_resume_networks: str | list[str] | None = None
+    experiments_root: str | None = None
+    results_root: str | None = None
+
+
+class LoggerOptions(_Options):
+    """The block `logger`."""
+
+    print_freq: int = Field(100, ge=1)
+    save_checkpoint_freq: float = Field(ge=1)
+    use_tb_logger: bool = False
+    wandb: Block | None = None
+
+
+class PairedImageDatasetOptions(_Options):
+    """One entry of `datasets` whose type is `PairedImageDataset`."""
+
+    name: str
+    type: str
+    dataroot_gt: str
+    dataroot_lq: str
+    io_backend: Block
+    meta_info_file: str | None = None
+    filename_tmpl: str = "{}"
+    gt_size: int | None = Field(None, ge=1)
+    use_hflip: bool = False
+    use_rot: bool = False
+    color: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    use_shuffle: bool = True
+    num_worker_per_gpu: int = Field(0, ge=0)
+    batch_size_per_gpu: int = Field(1, ge=1)
+    dataset_enlarge_ratio: int = Field(1, ge=1)
+    prefetch_mode: Literal["cpu", "cuda"] | None = None
+    num_prefetch_queue: int = 1
+    pin_memory: bool = False
+    persistent_workers: bool = False
+    scale: int | None = None
+    phase: str | None = None
+
+
+class NetworkOptions(_Options):
+    """The block `network_g`; the backbone is checked by the architecture itself."""
+
+    type: Literal["CSSRNet"]
+    width: float | list[float]
+    backbone: Block
+    width_args: list[str] | None = None
+
+
+class CSDOptions(_Options):
+    """A whole option file with `model_type: CSDModel`."""
+
+    name: str
+    model_type: Literal["CSDModel"]
+    scale: int = Field(ge=1)
+    num_gpu: int | Literal["auto"]
+    manual_seed: int | None = None
+    datasets: dict[str, Block]
+    network_g: NetworkOptions
+    path: PathOptions
+    train: TrainOptions | None = None
+    val: ValOptions | None = None
+    logger: LoggerOptions | None = None
+    dist_params: Block | None = None
+    find_unused_parameters: bool = False
+    use_static_graph: bool = False
+
+
+OptionsT = TypeVar("OptionsT", bound=_Options)
+
+
+def parse(schema: type[OptionsT], block: Mapping[str, Any], where: str = "") -> OptionsT:
+    """Parse a block of an option file.
+
+    Args:
+        schema: class of the block.
+        block: the block; it is not changed.
+        where: option path of the block, such as `train`, quoted in errors.
+
+    Raises:
+        OptionError: unknown key (with the nearest known one), missing key or a value out of range, in one line.
+    """
+    try:
+        return schema.model_validate(dict(block))
+    except ValidationError as error:
+        raise OptionError(_one_line(schema, error.errors()[0], where)) from None
+
+
+def _one_line(schema: type[BaseModel], error: Mapping[str, Any], where: str) -> str:
+    location = [str(part) for part in error["loc"]]
+    option = ":".join([*([where] if where else []), *location])
+    if error["type"] == "extra_forbidden":
+        return f"unknown option {option}{suggestion(location[-1], _fields_at(schema, location[:-1]))}"
+    if error["type"] == "missing":
+        return f"missing option {option}"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r} (option {option})"
+
+
+def _fields_at(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
+    for part in location:
+        field = schema.model_fields.get(part)
+        candidates = get_args(field.annotation) or (field.annotation,) if field else ()
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        schema = nested[0]
+    return list(schema.model_fields)

@@ -1,0 +1,1 @@
+"""Losses that the package adds to BasicSR."""

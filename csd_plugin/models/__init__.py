@@ -1,0 +1,1 @@
+"""Models (training procedures) that the package adds to BasicSR."""

@@ -1,0 +1,258 @@
+"""CSDModel: joint training of a teacher and its students by contrastive self-distillation (the paper, section 3)."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import yaml
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
+from csd_plugin.config.schema import TrainOptions, ValOptions, parse
+from csd_plugin.models.checkpoint import cpu_state, save_atomically
+from csd_plugin.models.negatives import Negatives, NegativeSampler
+from csd_plugin.models.self_ensemble import self_ensemble
+
+
+class CSDModel(SRModel):
+    """BasicSR's SRModel for a CSSRNet, with the losses of CSD.
+
+    The total loss is `L1(S, GT) + lambda_T * L1(T, GT) + lambda_C * L_CL` (Wang et al., IJCAI 2021, eq. 6), each part
+    logged under its own name. Validation reports the student under the name of the data set and the teacher under
+    `<name>_teacher`; each save writes the shared network and beside it the stock student.
+
+    Args:
+        opt: options as BasicSR parses them; see `csd_plugin.config.schema` for the keys.
+
+    Raises:
+        OptionError: an option is unknown or out of range.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.train_options = parse(TrainOptions, opt["train"], "train") if opt["is_train"] else None
+        self.val_options = parse(ValOptions, opt["val"], "val") if opt.get("val") else None
+        self.active_width: float | None = None
+        self.first_validated: str | None = None
+        super().__init__(opt)
+        self._log_students()
+
+    @property
+    def students(self) -> dict[float, str]:
+        """Name of the student at each width: `student`, or `student_<width>` where there are several."""
+        widths = self._bare_net().widths
+        return {w: "student" if len(widths) == 1 else f"student_{w:g}" for w in widths}
+
+    def init_training_settings(self) -> None:
+        """Losses, EMA, optimizer and schedulers of SRModel, then the teacher's loss, the contrast and its negatives."""
+        super().init_training_settings()
+        options = self.train_options
+        self.cri_teacher = build_loss(options.teacher_opt).to(self.device) if options.teacher_opt else None
+        self.cri_contrast = build_loss(options.contrastive_opt).to(self.device) if options.contrastive_opt else None
+        self.negative_sampler = NegativeSampler(options.negatives, self.opt["scale"], self.opt["manual_seed"])
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step on the batch given to `feed_data`.
+
+        Args:
+            current_iter: iteration, from 1.
+        """
+        negatives = self.negative_sampler.sample(self.lq, current_iter) if self.cri_contrast else None
+        outputs = self._forward_all(current_iter)
+        losses = self._losses(outputs, negatives, current_iter)
+
+        self.optimizer_g.zero_grad()
+        sum(losses.values()).backward()
+        self.optimizer_g.step()
+
+        self.output = outputs[self._bare_net().widths[0]].detach()
+        self.log_dict = self.reduce_loss_dict(losses)
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def test(self) -> None:
+        """Super-resolve `self.lq` at the active width (the default student's) into `self.output`."""
+        net = self.net_g_ema if hasattr(self, "net_g_ema") else self._bare_net()
+        was_training = net.training
+        net.eval()
+        run = partial(net, width=self.active_width or net.widths[0])
+        with torch.no_grad():
+            ensemble = self.val_options is not None and self.val_options.self_ensemble
+            self.output = self_ensemble(run, self.lq) if ensemble else run(self.lq)
+        net.train(was_training)
+
+    def nondist_validation(self, dataloader: DataLoader, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
+        """Validate every student and, by option, the teacher, each with metrics and curves of its own."""
+        name = dataloader.dataset.opt["name"]
+        self.first_validated = self.first_validated or name
+        roles = dict(self.students)
+        if self.val_options is None or self.val_options.teacher:
+            roles[TEACHER] = "teacher"
+        for width, label in roles.items():
+            shown = name if label == "student" else f"{name}_{label}"
+            with self._evaluating(width, label):
+                super().nondist_validation(_Renamed(dataloader, shown), current_iter, tb_logger, save_img)
+            if self.is_train and width != TEACHER:
+                self._keep_best(width, label, name, shown, current_iter)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Write the stock students, the shared network and, last, the training state."""
+        for width, label in self.students.items():
+            self._save_student(width, label, current_iter)
+        super().save(epoch, current_iter)
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | list[nn.Module],
+        net_label: str,
+        current_iter: int | str,
+        param_key: str | list[str] = "params",
+    ) -> None:
+        """As BasicSR's, but written atomically; a failed write raises.
+
+        Args:
+            net: network or networks that go into one file.
+            net_label: first part of the file name.
+            current_iter: iteration; -1 stands for `latest`.
+            param_key: key of each network in the file.
+        """
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content = {key: cpu_state(self.get_bare_model(n)) for key, n in zip(keys, nets, strict=True)}
+        file = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
+        save_atomically(content, Path(self.opt["path"]["models"]) / file)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """As BasicSR's, with the best metrics and the pool of negatives; written atomically.
+
+        Args:
+            epoch: current epoch.
+            current_iter: iteration; -1 writes nothing, as there is nothing to go on with.
+        """
+        if current_iter == -1:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "best_metric_results": _plain_numbers(getattr(self, "best_metric_results", {})),
+            "negative_pool": self.negative_sampler.pool,
+        }
+        save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
+
+    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
+        """Restore optimizers, schedulers, best metrics and the pool of negatives.
+
+        Args:
+            resume_state: content of a training state; BasicSR's own, without the last two, is accepted.
+        """
+        super().resume_training(resume_state)
+        if resume_state.get("best_metric_results"):
+            self.best_metric_results = resume_state["best_metric_results"]
+        self.negative_sampler.pool = resume_state.get("negative_pool")
+
+    def _bare_net(self) -> CSSRNet:
+        return self.get_bare_model(self.net_g)
+
+    def _forward_all(self, current_iter: int) -> dict[float, Tensor]:
+        """Outputs of the students and of the teacher where something needs it, from one forward (as DDP demands)."""
+        widths = list(self.students)
+        is_positive = self.cri_contrast is not None and self.train_options.positive == "teacher"
+        trains = self._teacher_trains(current_iter)
+        if trains or is_positive:
+            widths.insert(0, TEACHER)
+        moves = trains or (is_positive and not self.cri_contrast.detach_positive)
+        return self.net_g(self.lq, width=widths, detach=() if moves else (TEACHER,))
+
+    def _losses(
+        self, outputs: Mapping[float, Tensor], negatives: Negatives | None, current_iter: int
+    ) -> dict[str, Tensor]:
+        losses = OrderedDict()
+        for width, label in self.students.items():
+            losses[f"l_pix_{label}"] = self.cri_pix(outputs[width], self.gt)
+        if self._teacher_trains(current_iter):
+            losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], self.gt)
+        if self.cri_contrast is not None and (negatives is not None or self.train_options.negatives.num == 0):
+            positive = outputs[TEACHER] if self.train_options.positive == "teacher" else self.gt
+            pushed_from = (negatives.images, negatives.pair_weights) if negatives else (None, None)
+            for width, label in self.students.items():
+                key = label.replace("student", "l_contrast")
+                losses[key] = self.cri_contrast(outputs[width], positive, *pushed_from)
+        return losses
+
+    def _teacher_trains(self, current_iter: int) -> bool:
+        stop = self.train_options.teacher_stop_iter
+        return self.cri_teacher is not None and (stop is None or current_iter <= stop)
+
+    @contextmanager
+    def _evaluating(self, width: float, label: str) -> Iterator[None]:
+        """Make `width` the active one; pictures of others than the default student go into a folder of their own."""
+        path = self.opt["path"]
+        folder = path["visualization"]
+        self.active_width = width
+        if self.is_train and label != "student":
+            path["visualization"] = os.path.join(folder, label)
+        try:
+            yield
+        finally:
+            self.active_width = None
+            path["visualization"] = folder
+
+    def _keep_best(self, width: float, label: str, dataset: str, shown: str, current_iter: int) -> None:
+        """Save the student when it has just reached its best value of the deciding metric."""
+        options = self.val_options
+        if not options.metrics:
+            return
+        metric = options.best_metric or next(iter(options.metrics))
+        if dataset == (options.best_dataset or self.first_validated) and self.best_metric_results[shown][metric]["iter"] == current_iter:
+            self._save_student(width, label, "best")
+
+    def _save_student(self, width: float, label: str, current_iter: int | str) -> None:
+        nets, keys = [self._bare_net().export(width)], ["params"]
+        if hasattr(self, "net_g_ema"):
+            nets.append(self.net_g_ema.export(width))
+            keys.append("params_ema")
+        self.save_network(nets, f"net_g_{label}", current_iter, keys)
+
+    @master_only
+    def _log_students(self) -> None:
+        for width, label in self.students.items():
+            options = self._bare_net().options[width]
+            block = yaml.safe_dump(_plain_numbers(options), default_flow_style=True, sort_keys=False, width=1000).strip()
+            get_root_logger().info(f"Stock {label} (width {width:g}) is network_g: {block}")
+
+
+class _Renamed:
+    """A data loader whose data set goes by another name."""
+
+    def __init__(self, dataloader: DataLoader, name: str) -> None:
+        self._dataloader = dataloader
+        self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, "name": name})
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._dataloader)
+
+    def __len__(self) -> int:
+        return len(self._dataloader)
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Python containers and numbers: safe loaders refuse numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_numbers(item) for item in value]
+    return value.item() if hasattr(value, "item") else value

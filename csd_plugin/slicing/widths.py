@@ -1,0 +1,173 @@
+"""From a width ratio to the options of the narrow backbone.
+
+Ratios stand in option files only; everything behind `narrow_options` works with integer channel counts.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from csd_plugin.errors import OptionError, suggestion
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What the package knows of an architecture beyond its constructor.
+
+    Attributes:
+        width_args: names of the constructor arguments that hold a channel count to be scaled.
+        divisor_arg: name of an argument that divides the width inside the network (RCAN's `squeeze_factor`), quoted
+            in the error when the division leaves no channel.
+    """
+
+    width_args: tuple[str, ...]
+    divisor_arg: str | None = None
+
+
+BACKBONES: Mapping[str, BackboneSpec] = {
+    "ECBSR": BackboneSpec(("num_channel",)),
+    "EDSR": BackboneSpec(("num_feat",)),
+    "MSRResNet": BackboneSpec(("num_feat",)),
+    "RCAN": BackboneSpec(("num_feat",), divisor_arg="squeeze_factor"),
+    "RRDBNet": BackboneSpec(("num_feat", "num_grow_ch")),
+    "SRVGGNetCompact": BackboneSpec(("num_feat",)),
+}
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """Number of channels of a layer at a width: `int(channels * width)`, the paper's rule.
+
+    Args:
+        channels: channel count of the teacher's layer.
+        width: ratio in (0, 1].
+
+    Returns:
+        The channel count rounded down; products that are an integer but for float rounding (0.29 * 100) stay it.
+    """
+    return int(channels * width + 1e-6)
+
+
+def check_width(width: object, name: str = "network_g:width") -> float:
+    """Return `width` as a float in (0, 1].
+
+    Args:
+        width: the ratio as read from the options.
+        name: option path quoted in the error.
+
+    Raises:
+        OptionError: not a number, or outside (0, 1].
+    """
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 1:
+        raise OptionError(f"expected a ratio in (0, 1], got {width!r} (option {name})")
+    return float(width)
+
+
+def architecture(name: str) -> type[nn.Module]:
+    """The class registered with BasicSR under `name`, with or without BasicSR's own name suffix.
+
+    Raises:
+        OptionError: nothing of that name is registered.
+    """
+    for key in (name, f"{name}_basicsr"):
+        if key in ARCH_REGISTRY:
+            return ARCH_REGISTRY.get(key)
+    near = suggestion(name, (key for key, _ in ARCH_REGISTRY))
+    raise OptionError(f"no architecture {name!r} is registered{near} (option network_g:backbone:type)")
+
+
+def backbone_options(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument of the backbone's constructor: the given ones and the defaults of the others.
+
+    Args:
+        backbone: option block with the key `type`.
+
+    Returns:
+        A new dict that still holds `type`; the argument is not changed.
+
+    Raises:
+        OptionError: `type` missing or unknown, or an argument unknown or missing.
+    """
+    if not isinstance(backbone, Mapping) or "type" not in backbone:
+        raise OptionError("expected a mapping with the key 'type' (option network_g:backbone)")
+    given = {key: deepcopy(value) for key, value in backbone.items() if key != "type"}
+    signature = inspect.signature(architecture(backbone["type"]))
+    variadic = {p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD}
+    for key in given:
+        if key not in signature.parameters and not variadic:
+            raise OptionError(f"unknown option network_g:backbone:{key}{suggestion(key, signature.parameters)}")
+    try:
+        bound = signature.bind(**given)
+    except TypeError as error:
+        raise OptionError(f"{backbone['type']}: {error} (option network_g:backbone)") from None
+    bound.apply_defaults()
+    options: dict[str, Any] = {"type": backbone["type"]}
+    for key, value in bound.arguments.items():
+        options.update(value if key in variadic else {key: value})
+    return options
+
+
+def width_arguments(backbone: Mapping[str, Any], width_args: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the arguments that set the width of this backbone.
+
+    Args:
+        backbone: complete options as `backbone_options` gives them.
+        width_args: names chosen by the user; None takes the ones known for the architecture.
+
+    Raises:
+        OptionError: the architecture is not known and no name was given, or a name is not an integer argument.
+    """
+    name = backbone["type"]
+    if width_args is None:
+        spec = BACKBONES.get(name)
+        if spec is None:
+            raise OptionError(
+                f"the width argument of {name} is not known: name it in network_g:width_args (known for: "
+                f"{', '.join(BACKBONES)})"
+            )
+        width_args = spec.width_args
+    for key in width_args:
+        value = backbone.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"expected a positive channel count in {key}, got {value!r} (option network_g:backbone:{key})")
+    return tuple(width_args)
+
+
+def narrow_options(backbone: Mapping[str, Any], width: float, width_args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Options of the stock backbone that is as wide as the student.
+
+    Args:
+        backbone: complete options of the teacher.
+        width: ratio in (0, 1].
+        width_args: see `width_arguments`.
+
+    Raises:
+        OptionError: the width leaves an argument without a channel.
+    """
+    narrow = dict(backbone)
+    for key in width_arguments(backbone, width_args):
+        narrow[key] = scaled_channels(backbone[key], width)
+        if narrow[key] == 0:
+            raise OptionError(f"width {width:g} leaves {backbone['type']} {key}: {backbone[key]} without a channel (option network_g:width)")
+    return narrow
+
+
+def check_no_empty_layer(network: nn.Module, options: Mapping[str, Any], width: float, width_args: Sequence[str] | None = None) -> None:
+    """Refuse a narrow network in which a layer has 0 channels, as RCAN's attention at 8 channels and squeeze 16.
+
+    Raises:
+        OptionError: naming the layer and the argument to change.
+    """
+    empty = next((name for name, p in network.named_parameters() if 0 in p.shape), None)
+    if empty is None:
+        return
+    key = width_arguments(options, width_args)[0]
+    spec = BACKBONES.get(options["type"])
+    advice = "raise network_g:width"
+    if spec is not None and spec.divisor_arg is not None:
+        advice += f" or lower network_g:backbone:{spec.divisor_arg} ({options.get(spec.divisor_arg)})"
+    raise OptionError(f"width {width:g} makes {options['type']} {key}: {options[key]}, which leaves 0 channels in {empty}: {advice}")
