@@ -29,7 +29,9 @@ def load_plugins() -> None:
         try:
             plugin.load()
         except Exception as error:
-            logging.getLogger("csd_plugin").warning("plugin %s (%s) cannot be loaded: %s", plugin.name, plugin.value, error)
+            logging.getLogger("csd_plugin").warning(
+                "plugin %s (%s) cannot be loaded: %s", plugin.name, plugin.value, error
+            )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -90,7 +90,9 @@ def load_resume_state(opt: dict[str, Any]) -> Mapping[str, Any] | None:
 
 def newest_state(states: Path, models: Path) -> str | None:
     """Path of the newest `<iter>.state` that has its `net_g_<iter>.pth`."""
-    found = [int(m[1]) for name in (os.listdir(states) if states.is_dir() else []) if (m := _STATE_FILE.fullmatch(name))]
+    found = [
+        int(m[1]) for name in (os.listdir(states) if states.is_dir() else []) if (m := _STATE_FILE.fullmatch(name))
+    ]
     complete = [iteration for iteration in found if (models / f"net_g_{iteration}.pth").is_file()]
     return str(states / f"{max(complete)}.state") if complete else None
 
@@ -116,7 +118,9 @@ def _with_gloo(init_dist: Callable[..., None]) -> Callable[..., None]:
             init_dist(*args, **kwargs)
             return
         if init_dist.__name__ == "_init_dist_slurm":
-            raise OptionError("slurm without GPUs: start with torchrun and --launcher pytorch (option --launcher slurm)")
+            raise OptionError(
+                "slurm without GPUs: start with torchrun and --launcher pytorch (option --launcher slurm)"
+            )
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group(backend="gloo")
 
@@ -134,7 +138,7 @@ def _with_torch_optimizers(get_optimizer: Callable[..., torch.optim.Optimizer]) 
             cls = getattr(torch.optim, optim_type, None)
             if not inspect.isclass(cls) or not issubclass(cls, torch.optim.Optimizer):
                 raise OptionError(f"torch.optim has no {optim_type!r} (option train:optim_g:type)") from None
-            return cls(params, lr=lr, **kwargs)
+            return cls(params, **{"lr": lr, **kwargs})
 
     return get
 

@@ -6,14 +6,14 @@ from types import ModuleType
 
 
 def provide_functional_tensor() -> None:
-    """Stand in for `torchvision.transforms.functional_tensor` (gone since torchvision 0.17), only where it is missing."""
+    """Stand in for `torchvision.transforms.functional_tensor`, gone since torchvision 0.17, where it is missing."""
     name = "torchvision.transforms.functional_tensor"
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return
     from torchvision.transforms.functional import rgb_to_grayscale
 
     module = ModuleType(name, "Stand-in for a module that torchvision removed.")
-    module.rgb_to_grayscale = rgb_to_grayscale
+    module.__dict__["rgb_to_grayscale"] = rgb_to_grayscale
     sys.modules[name] = module
 
 

@@ -42,6 +42,8 @@ class CSSRNet(nn.Module):
         ChannelMapError: the student cannot be proved to be a slice of the teacher.
     """
 
+    teacher: nn.Module
+
     def __init__(
         self,
         backbone: Mapping[str, Any],

@@ -4,8 +4,8 @@ import importlib.util
 import inspect
 import math
 import os
-from collections.abc import Mapping
-from pathlib import Path
+import pickle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGIS
 from torch import nn
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
-from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, parse
+from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, ValOptions, parse
 from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError, suggestion
 from csd_plugin.losses.vgg import weights_file
@@ -65,7 +65,7 @@ def check_options(options: Mapping[str, Any], is_train: bool) -> None:
             _check_loss(getattr(parsed.train, key), f"train:{key}")
         _check_optimizer(parsed.train.optim_g)
     if parsed.val is not None:
-        _check_metrics(parsed)
+        _check_metrics(parsed.val, [str(dataset.get("name")) for dataset in parsed.datasets.values()])
 
 
 def check_run(opt: Mapping[str, Any]) -> None:
@@ -80,9 +80,9 @@ def check_run(opt: Mapping[str, Any]) -> None:
     _check_device(opt)
     _check_logger(opt)
     for key, value in opt["path"].items():
-        if value is not None and (key.startswith("pretrain_network") or key == "resume_state"):
-            if not os.path.isfile(os.path.expanduser(value)):
-                raise OptionError(f"no such file: {value} (option path:{key})")
+        names_file = key.startswith("pretrain_network") or key == "resume_state"
+        if names_file and value is not None and not os.path.isfile(value):
+            raise OptionError(f"no such file: {value} (option path:{key})")
     for phase, dataset in opt["datasets"].items():
         _check_data(opt, phase, dataset)
     if opt["model_type"] == "CSDModel":
@@ -130,17 +130,16 @@ def _check_keywords(target: Any, block: Mapping[str, Any], where: str) -> None:
             raise OptionError(f"unknown option {where}:{key}{suggestion(key, signature.parameters)}")
 
 
-def _check_metrics(parsed: CSDOptions) -> None:
-    metrics = parsed.val.metrics or {}
+def _check_metrics(val: ValOptions, datasets: Sequence[str]) -> None:
+    metrics = val.metrics or {}
     for key, block in metrics.items():
         if block.get("type") not in METRIC_REGISTRY:
             near = suggestion(str(block.get("type")), METRIC_REGISTRY.keys())
             raise OptionError(f"no metric {block.get('type')!r} is registered{near} (option val:metrics:{key}:type)")
-    if parsed.val.best_metric is not None and parsed.val.best_metric not in metrics:
-        raise OptionError(f"{parsed.val.best_metric!r} is none of val:metrics (option val:best_metric)")
-    names = [dataset.get("name") for dataset in parsed.datasets.values()]
-    if parsed.val.best_dataset is not None and parsed.val.best_dataset not in names:
-        raise OptionError(f"no data set is named {parsed.val.best_dataset!r} (option val:best_dataset)")
+    if val.best_metric is not None and val.best_metric not in metrics:
+        raise OptionError(f"{val.best_metric!r} is none of val:metrics (option val:best_metric)")
+    if val.best_dataset is not None and val.best_dataset not in datasets:
+        raise OptionError(f"no data set is named {val.best_dataset!r} (option val:best_dataset)")
 
 
 def _check_device(opt: Mapping[str, Any]) -> None:
@@ -151,7 +150,9 @@ def _check_device(opt: Mapping[str, Any]) -> None:
             "-m csd_plugin train -opt FILE --launcher pytorch (option num_gpu)"
         )
     if opt["num_gpu"] > gpus:
-        raise OptionError(f"num_gpu {opt['num_gpu']} but {gpus} CUDA devices: set 0 for the CPU or auto (option num_gpu)")
+        raise OptionError(
+            f"num_gpu {opt['num_gpu']} but {gpus} CUDA devices: set 0 for the CPU or auto (option num_gpu)"
+        )
 
 
 def _check_logger(opt: Mapping[str, Any]) -> None:
@@ -170,7 +171,9 @@ def _check_data(opt: Mapping[str, Any], phase: str, dataset: Mapping[str, Any]) 
     if dataset["type"] != "PairedImageDataset":
         return
     if training and dataset["gt_size"] % opt["scale"]:
-        raise OptionError(f"expected a multiple of scale {opt['scale']}, got {dataset['gt_size']} (option {where}:gt_size)")
+        raise OptionError(
+            f"expected a multiple of scale {opt['scale']}, got {dataset['gt_size']} (option {where}:gt_size)"
+        )
     count = check_paired_dataset(dataset, where, opt["scale"], training)
     if training:
         check_batch(dataset, count, opt["world_size"], where)
@@ -200,13 +203,40 @@ def _check_network(opt: Mapping[str, Any]) -> None:
     """Build the network, which proves its students, and run it once on a tiny image."""
     with torch.random.fork_rng(devices=[]):
         network = CSSRNet(**{key: value for key, value in opt["network_g"].items() if key != "type"}).eval()
+    _check_pretrained(network, opt["path"])
     with torch.no_grad():
         image = torch.zeros(1, network.options[TEACHER].get("num_in_ch", 3), 8, 8)
         _, channels, height, _ = network(image).shape
     if height != 8 * opt["scale"]:
-        raise OptionError(f"the network enlarges x{height // 8} but scale is {opt['scale']} (options scale, network_g:backbone)")
+        raise OptionError(
+            f"the network enlarges x{height // 8} but scale is {opt['scale']} (options scale, network_g:backbone)"
+        )
     if (opt.get("train") or {}).get("contrastive_opt") and channels != 3:
-        raise OptionError(f"the contrast needs RGB images, the network gives {channels} channels (option network_g:backbone)")
+        raise OptionError(
+            f"the contrast needs RGB images, the network gives {channels} channels (option network_g:backbone)"
+        )
+
+
+def _check_pretrained(network: nn.Module, path_options: Mapping[str, Any]) -> None:
+    """The checkpoint to start from fits the network, by the rules of BasicSR's `load_network`."""
+    path, key = path_options.get("pretrain_network_g"), path_options.get("param_key_g", "params")
+    if path is None or not path_options.get("strict_load_g", True):
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content if key is None else content.get(key, content.get("params"))
+        shapes = {name.removeprefix("module."): tensor.shape for name, tensor in state.items()}
+    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, OSError, pickle.UnpicklingError) as error:
+        reason = f"{path} holds no weights under {key!r} ({type(error).__name__})"
+        raise OptionError(f"{reason} (options path:pretrain_network_g, path:param_key_g)") from None
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    different = next((name for name in sorted(own | shapes) if own.get(name) != shapes.get(name)), None)
+    if different is not None:
+        expected, found = (tuple(s[different]) if different in s else "nothing" for s in (own, shapes))
+        raise OptionError(
+            f"{path} does not fit network_g: {different} is {found}, expected {expected} "
+            "(option path:pretrain_network_g)"
+        )
 
 
 def _check_negatives(opt: Mapping[str, Any]) -> None:

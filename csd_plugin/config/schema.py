@@ -52,7 +52,7 @@ class TrainOptions(_Options):
     teacher_stop_iter: int | None = Field(None, ge=0)
     contrastive_opt: Block | None = None
     positive: Literal["teacher", "gt"] = "teacher"
-    negatives: NegativesOptions = NegativesOptions()
+    negatives: NegativesOptions = Field(default_factory=lambda: NegativesOptions.model_validate({}))
     ema_decay: float = Field(0, ge=0, lt=1)
     warmup_iter: int = -1
 

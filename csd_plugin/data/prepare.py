@@ -1,11 +1,13 @@
 """`basicsr prepare`: from a folder of HR images to pairs of sub-images in LMDBs or folders.
 
-The LR images are bicubic as MATLAB's `imresize` makes them, computed on the whole photograph before both are cut. Names follow BasicSR: `<name>_HR_sub.lmdb` and `<name>_LR_bicubic_X<scale>_sub.lmdb`.
+The LR images are bicubic as MATLAB's `imresize` makes them, computed on the whole photograph before both are cut.
+Names follow BasicSR: `<name>_HR_sub.lmdb` and `<name>_LR_bicubic_X<scale>_sub.lmdb`.
 """
 
 import argparse
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -114,9 +116,15 @@ def prepare(
     photographs = _photographs(source)
     stamp = {**asdict(settings), "files": {p.name: p.stat().st_size for p in photographs}}
     targets = {
-        kind: Target(output / f"{name}_{kind}{'_sub' if settings.crop_size else ''}{'.lmdb' if as_lmdb else ''}", stamp, overwrite)
+        kind: Target(
+            output / f"{name}_{kind}{'_sub' if settings.crop_size else ''}{'.lmdb' if as_lmdb else ''}",
+            stamp,
+            overwrite,
+        )
         for kind in ("HR", *(f"LR_bicubic_X{scale}" for scale in settings.scales))
     }
+    for target in targets.values():
+        sys.stderr.write(f"{target.path}: {'complete already' if target.complete else 'to be made'}\n")
     pending = {kind: target.open() for kind, target in targets.items() if not target.complete}
     if pending:
         todo = [p for p in photographs if not all(_first_key(p, settings) in store for store in pending.values())]
@@ -192,7 +200,9 @@ def make_images(path: Path, settings: Settings) -> Images:
         raise OptionError(f"cannot read image {path}")
     height, width = (n - n % settings.multiple for n in hr.shape[:2])
     if min(height, width) < max(settings.crop_size, settings.multiple):
-        raise OptionError(f"{path} of {hr.shape[1]}x{hr.shape[0]} pixels is too small (option --crop-size {settings.crop_size})")
+        raise OptionError(
+            f"{path} of {hr.shape[1]}x{hr.shape[0]} pixels is too small (option --crop-size {settings.crop_size})"
+        )
     hr = hr[:height, :width]
     images = {"HR": _cut(hr, path, settings, 1)}
     for scale in settings.scales:
@@ -204,7 +214,7 @@ def _cut(image: np.ndarray, path: Path, settings: Settings, scale: int) -> dict[
     if settings.crop_size == 0:
         return {_stem_key(path): _png(image)}
     size, step = settings.crop_size // scale, settings.step // scale
-    pieces = {}
+    pieces: dict[str, bytes] = {}
     for top in _starts(image.shape[0], size, step):
         for left in _starts(image.shape[1], size, step):
             key = f"{_stem_key(path)}_s{len(pieces) + 1:03d}"

@@ -96,7 +96,7 @@ class FolderStore:
 
     def put(self, images: Mapping[str, bytes]) -> None:
         """Write the files, the first key last."""
-        for key in reversed(images):
+        for key in reversed(list(images)):
             temporary = self._folder / f".{key}.tmp"
             temporary.write_bytes(images[key])
             os.replace(temporary, self._folder / f"{key}.png")

@@ -10,7 +10,7 @@ _BACKGROUND, _INK = (255, 255, 255), (20, 20, 20)
 
 
 def most_different_patch(image: np.ndarray, reference: np.ndarray, size: int) -> tuple[int, int]:
-    """Top left corner of the patch in which two pictures differ most.
+    """Top left corner of the patch in which two pictures differ most in the mean.
 
     Args:
         image: (H, W, 3) uint8.
@@ -44,7 +44,9 @@ def crop_sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> Image.Image:
         top = _GAP + i * (_CELL + _CAPTION + _GAP)
         for j, (caption, crop) in enumerate(row.items()):
             left = _GAP + j * (_CELL + _GAP)
-            picture = Image.fromarray(np.ascontiguousarray(crop[..., ::-1])).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+            picture = Image.fromarray(np.ascontiguousarray(crop[..., ::-1])).resize(
+                (_CELL, _CELL), Image.Resampling.NEAREST
+            )
             sheet.paste(picture, (left, top + _CAPTION))
             draw.text((left, top + 2), caption, fill=_INK, font=font)
     return sheet

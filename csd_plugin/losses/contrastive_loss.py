@@ -128,10 +128,10 @@ def _mean_over_ranks(local: Tensor) -> Tensor:
 
 
 class ContrastiveLoss(nn.Module):
-    """`contrastive_loss` on the VGG-19 features of images.
+    r"""`contrastive_loss` on the VGG-19 features of images.
 
     Args:
-        loss_weight: :math:`\\lambda_C`. The paper's 200 is for pixels in 0..255 and is 200 / 255 = 0.784 for 0..1.
+        loss_weight: :math:`\lambda_C`. The paper's 200 is for pixels in 0..255 and is 200 / 255 = 0.784 for 0..1.
         layer_weights: weight of each VGG-19 layer.
         vgg_weights: `imagenet`, `random` or a file, see `VGGFeatures`.
         input_norm: `imagenet` or `none`.

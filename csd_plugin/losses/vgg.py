@@ -49,6 +49,9 @@ class VGGFeatures(nn.Module):
         OptionError: unknown layer or setting, or weights missing or not those of a VGG-19.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         layers: Sequence[str],
@@ -64,7 +67,9 @@ class VGGFeatures(nn.Module):
                 "(option train:contrastive_opt:layer_weights)"
             )
         if input_norm not in ("imagenet", "none"):
-            raise OptionError(f"expected imagenet or none, got {input_norm!r} (option train:contrastive_opt:input_norm)")
+            raise OptionError(
+                f"expected imagenet or none, got {input_norm!r} (option train:contrastive_opt:input_norm)"
+            )
         if not input_range > 0 or (input_norm == "imagenet" and input_range != 1):
             raise OptionError(
                 f"expected input_range 1 with input_norm imagenet and a positive one with none, got {input_range!r} "
@@ -153,8 +158,8 @@ def _load(path: Path) -> Mapping[str, Tensor]:
 def _features_from(path: Path, depth: int) -> nn.Sequential:
     """VGG-19 with the channel counts and the weights of a file."""
     state = _load(path)
-    wanted = {}
-    channels = []
+    wanted: dict[str, Tensor] = {}
+    channels: list[int] = []
     for name, index in LAYERS.items():
         if index >= depth or not re.match("conv", name):
             continue
@@ -182,7 +187,7 @@ def _random_features(depth: int) -> nn.Sequential:
         if isinstance(layer, nn.Conv2d):
             fan_in = layer.weight[0].numel()
             layer.weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-            nn.init.zeros_(layer.bias)
+            layer.load_state_dict({"weight": layer.weight.data, "bias": torch.zeros(layer.out_channels)})
     return features
 
 

@@ -16,10 +16,10 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.config.schema import TrainOptions, ValOptions, parse
+from csd_plugin.losses.contrastive_loss import ContrastiveLoss
 from csd_plugin.models.checkpoint import cpu_state, save_atomically
 from csd_plugin.models.negatives import Negatives, NegativeSampler
 from csd_plugin.models.self_ensemble import self_ensemble
@@ -39,9 +39,14 @@ class CSDModel(SRModel):
         OptionError: an option is unknown or out of range.
     """
 
+    train_options: TrainOptions
+    cri_teacher: nn.Module | None
+    cri_contrast: ContrastiveLoss | None
+
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.train_options = parse(TrainOptions, opt["train"], "train") if opt["is_train"] else None
-        self.val_options = parse(ValOptions, opt["val"], "val") if opt.get("val") else None
+        if opt["is_train"]:
+            self.train_options = parse(TrainOptions, opt["train"], "train")
+        self.val_options = parse(ValOptions, opt.get("val") or {"save_img": False}, "val")
         self.active_width: float | None = None
         self.first_validated: str | None = None
         super().__init__(opt)
@@ -72,7 +77,7 @@ class CSDModel(SRModel):
         losses = self._losses(outputs, negatives, current_iter)
 
         self.optimizer_g.zero_grad()
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         self.optimizer_g.step()
 
         self.output = outputs[self._bare_net().widths[0]].detach()
@@ -87,16 +92,18 @@ class CSDModel(SRModel):
         net.eval()
         run = partial(net, width=self.active_width or net.widths[0])
         with torch.no_grad():
-            ensemble = self.val_options is not None and self.val_options.self_ensemble
-            self.output = self_ensemble(run, self.lq) if ensemble else run(self.lq)
+            self.output = self_ensemble(run, self.lq) if self.val_options.self_ensemble else run(self.lq)
         net.train(was_training)
 
-    def nondist_validation(self, dataloader: DataLoader, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
+    def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Validate every student and, by option, the teacher, each with metrics and curves of its own."""
         name = dataloader.dataset.opt["name"]
+        if self.is_train:
+            # BasicSR counts on past the last iteration before its final validation.
+            current_iter = min(current_iter, self.train_options.total_iter)
         self.first_validated = self.first_validated or name
         roles = dict(self.students)
-        if self.val_options is None or self.val_options.teacher:
+        if self.val_options.teacher:
             roles[TEACHER] = "teacher"
         for width, label in roles.items():
             shown = name if label == "student" else f"{name}_{label}"
@@ -170,20 +177,21 @@ class CSDModel(SRModel):
     def _forward_all(self, current_iter: int) -> dict[float, Tensor]:
         """Outputs of the students and of the teacher where something needs it, from one forward (as DDP demands)."""
         widths = list(self.students)
+        trains = moves = self._teacher_trains(current_iter)
         is_positive = self.cri_contrast is not None and self.train_options.positive == "teacher"
-        trains = self._teacher_trains(current_iter)
+        if self.cri_contrast is not None and is_positive:
+            moves = trains or not self.cri_contrast.detach_positive
         if trains or is_positive:
             widths.insert(0, TEACHER)
-        moves = trains or (is_positive and not self.cri_contrast.detach_positive)
         return self.net_g(self.lq, width=widths, detach=() if moves else (TEACHER,))
 
     def _losses(
         self, outputs: Mapping[float, Tensor], negatives: Negatives | None, current_iter: int
     ) -> dict[str, Tensor]:
-        losses = OrderedDict()
+        losses: dict[str, Tensor] = OrderedDict()
         for width, label in self.students.items():
             losses[f"l_pix_{label}"] = self.cri_pix(outputs[width], self.gt)
-        if self._teacher_trains(current_iter):
+        if self.cri_teacher is not None and self._teacher_trains(current_iter):
             losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], self.gt)
         if self.cri_contrast is not None and (negatives is not None or self.train_options.negatives.num == 0):
             positive = outputs[TEACHER] if self.train_options.positive == "teacher" else self.gt
@@ -217,7 +225,10 @@ class CSDModel(SRModel):
         if not options.metrics:
             return
         metric = options.best_metric or next(iter(options.metrics))
-        if dataset == (options.best_dataset or self.first_validated) and self.best_metric_results[shown][metric]["iter"] == current_iter:
+        if (
+            dataset == (options.best_dataset or self.first_validated)
+            and self.best_metric_results[shown][metric]["iter"] == current_iter
+        ):
             self._save_student(width, label, "best")
 
     def _save_student(self, width: float, label: str, current_iter: int | str) -> None:
@@ -231,14 +242,16 @@ class CSDModel(SRModel):
     def _log_students(self) -> None:
         for width, label in self.students.items():
             options = self._bare_net().options[width]
-            block = yaml.safe_dump(_plain_numbers(options), default_flow_style=True, sort_keys=False, width=1000).strip()
+            block = yaml.safe_dump(
+                _plain_numbers(options), default_flow_style=True, sort_keys=False, width=1000
+            ).strip()
             get_root_logger().info(f"Stock {label} (width {width:g}) is network_g: {block}")
 
 
 class _Renamed:
     """A data loader whose data set goes by another name."""
 
-    def __init__(self, dataloader: DataLoader, name: str) -> None:
+    def __init__(self, dataloader: Any, name: str) -> None:
         self._dataloader = dataloader
         self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, "name": name})
 

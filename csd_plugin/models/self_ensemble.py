@@ -16,11 +16,10 @@ def self_ensemble(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Returns:
         Images (B, C, scale * H, scale * W).
     """
-    total = None
+    outputs = []
     for quarter_turns in range(4):
         for flipped in (False, True):
             turned = torch.rot90(x.flip(-1) if flipped else x, quarter_turns, (-2, -1))
             output = torch.rot90(network(turned.contiguous()), -quarter_turns, (-2, -1))
-            output = output.flip(-1) if flipped else output
-            total = output if total is None else total + output
-    return total / 8
+            outputs.append(output.flip(-1) if flipped else output)
+    return torch.stack(outputs).mean(0)

@@ -27,7 +27,10 @@ def without_weights(network: nn.Module) -> nn.Module:
     Tensors that are plain attributes (EDSR's `mean`) keep their values.
     """
     tensors = [*network.parameters(), *network.buffers()]
-    memo = {id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
+    memo = {
+        id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+        for t in tensors
+    }
     return copy.deepcopy(network, memo)
 
 
@@ -68,8 +71,8 @@ def prove(architecture: str, teacher: nn.Module, student: nn.Module, channel_map
         if isinstance(student.get_submodule(layer), _CROSS_CHANNEL_NORMS):
             reason = "it normalises across channels"
         raise ChannelMapError(
-            f"{architecture}: the student cannot be proved to be a slice of the teacher: {layer or 'its output'} gives another "
-            f"result inside the wide network; {reason}"
+            f"{architecture}: the student cannot be proved to be a slice of the teacher: {layer or 'its output'} gives "
+            f"another result inside the wide network; {reason}"
         )
 
 
@@ -115,7 +118,11 @@ def _run(network: nn.Module, weights: Mapping[str, Tensor], image: Tensor, train
         if isinstance(module, _RANDOM_LAYERS):
             module.eval()
     trace = _Trace()
-    with _float64_by_default(), torch.no_grad(), _recorded(network, lambda name, output: trace.layers.append((name, output))):
+    with (
+        _float64_by_default(),
+        torch.no_grad(),
+        _recorded(network, lambda name, output: trace.layers.append((name, output))),
+    ):
         trace.output = functional_call(network, dict(weights), (image.clone(),))
     return trace
 

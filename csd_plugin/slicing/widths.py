@@ -133,11 +133,15 @@ def width_arguments(backbone: Mapping[str, Any], width_args: Sequence[str] | Non
     for key in width_args:
         value = backbone.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"expected a positive channel count in {key}, got {value!r} (option network_g:backbone:{key})")
+            raise OptionError(
+                f"expected a positive channel count in {key}, got {value!r} (option network_g:backbone:{key})"
+            )
     return tuple(width_args)
 
 
-def narrow_options(backbone: Mapping[str, Any], width: float, width_args: Sequence[str] | None = None) -> dict[str, Any]:
+def narrow_options(
+    backbone: Mapping[str, Any], width: float, width_args: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Options of the stock backbone that is as wide as the student.
 
     Args:
@@ -152,11 +156,16 @@ def narrow_options(backbone: Mapping[str, Any], width: float, width_args: Sequen
     for key in width_arguments(backbone, width_args):
         narrow[key] = scaled_channels(backbone[key], width)
         if narrow[key] == 0:
-            raise OptionError(f"width {width:g} leaves {backbone['type']} {key}: {backbone[key]} without a channel (option network_g:width)")
+            raise OptionError(
+                f"width {width:g} leaves {backbone['type']} {key}: {backbone[key]} without a channel "
+                "(option network_g:width)"
+            )
     return narrow
 
 
-def check_no_empty_layer(network: nn.Module, options: Mapping[str, Any], width: float, width_args: Sequence[str] | None = None) -> None:
+def check_no_empty_layer(
+    network: nn.Module, options: Mapping[str, Any], width: float, width_args: Sequence[str] | None = None
+) -> None:
     """Refuse a narrow network in which a layer has 0 channels, as RCAN's attention at 8 channels and squeeze 16.
 
     Raises:
@@ -170,4 +179,6 @@ def check_no_empty_layer(network: nn.Module, options: Mapping[str, Any], width: 
     advice = "raise network_g:width"
     if spec is not None and spec.divisor_arg is not None:
         advice += f" or lower network_g:backbone:{spec.divisor_arg} ({options.get(spec.divisor_arg)})"
-    raise OptionError(f"width {width:g} makes {options['type']} {key}: {options[key]}, which leaves 0 channels in {empty}: {advice}")
+    raise OptionError(
+        f"width {width:g} makes {options['type']} {key}: {options[key]}, which leaves 0 channels in {empty}: {advice}"
+    )

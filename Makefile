@@ -1,0 +1,45 @@
+# make demo and make test set up everything that they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: help env demo test lint format clean
+
+help:
+	@echo "make demo    environment, demo data, training and a table (about 3 minutes after the install)"
+	@echo "make test    environment and tests"
+	@echo "make lint    environment, ruff and mypy"
+	@echo "make clean   remove the environment and the demo's outputs"
+
+env: $(STAMP)
+
+# basicsr's setup.py imports torch, numpy and cython, so they come first and the build is not isolated.
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "Python 3.10 to 3.12 is needed: make PYTHON=python3.11"'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(UV) torch torchvision numpy cython setuptools wheel
+	$(UV) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: env
+	$(BIN)/basicsr prepare --demo
+	$(BIN)/basicsr train -opt options/csd_demo.yml
+	$(BIN)/basicsr summary -opt options/csd_demo.yml
+
+test: env
+	$(BIN)/python -m pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) datasets/demo experiments/csd_demo tb_logger/csd_demo
