@@ -1,0 +1,142 @@
+import copy
+
+import pytest
+import torch
+
+from csd_plugin import CSSRNet
+from csd_plugin.archs.cssr_arch import _build
+from csd_plugin.evaluation.complexity import count_macs, count_parameters
+from tests.backbones import PREFIX_BACKBONES, tiny
+
+EVERY = pytest.mark.parametrize("name", PREFIX_BACKBONES)
+
+
+def _width(name):
+    return 0.5 if name == "ECBSR" else 0.25
+
+
+@pytest.mark.parametrize("name", ["EDSR", "RCAN"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("width", [0.25, 0.5, 0.75])
+def test_slice_equals_export(name, scale, width):
+    net = CSSRNet(tiny(name, scale), width).eval()
+    x = torch.rand(2, 3, 7, 9)
+    torch.testing.assert_close(net(x, width=width), net.export(width)(x), atol=1e-6, rtol=0)
+
+
+@EVERY
+@pytest.mark.parametrize("training", [True, False])
+def test_every_backbone_in_both_modes(name, training):
+    torch.manual_seed(3)
+    stock = _build(tiny(name)).train(training)
+    torch.manual_seed(3)
+    net = CSSRNet(tiny(name), _width(name)).train(training)
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(net(x, width=1.0), stock(x), atol=1e-6, rtol=0)
+    exported = net.export(_width(name))
+    assert exported.training is training
+    torch.testing.assert_close(net(x, width=_width(name)), exported(x), atol=1e-6, rtol=0)
+
+
+@EVERY
+def test_construction_consumes_the_random_numbers_of_the_stock_backbone(name):
+    torch.manual_seed(5)
+    _build(tiny(name))
+    after_stock = torch.rand(4)
+    torch.manual_seed(5)
+    CSSRNet(tiny(name), _width(name))
+    assert torch.equal(torch.rand(4), after_stock)
+
+
+@EVERY
+def test_state_dict_is_the_stock_one(name):
+    net, stock = CSSRNet(tiny(name), _width(name)), _build(tiny(name))
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in stock.state_dict().items()}
+    assert [n for n, _ in net.named_parameters()] == [n for n, _ in stock.named_parameters()]
+    net.load_state_dict(stock.state_dict(), strict=True)
+    x = torch.rand(1, 3, 6, 6)
+    torch.testing.assert_close(net(x, width=1.0), stock(x))
+    stock.load_state_dict(net.state_dict(), strict=True)
+
+
+@EVERY
+def test_the_student_moves_its_slice_as_the_stock_network_would_and_nothing_else(name):
+    net = CSSRNet(tiny(name), 0.5)
+    exported = net.export(0.5)
+    x = torch.randn(4, 3, 8, 8)
+    net(x, width=0.5).square().mean().backward()
+    exported(x).square().mean().backward()
+    assert any(p.grad.any() for p in net.parameters() if p.requires_grad)
+    for (parameter_name, parameter), narrow in zip(net.named_parameters(), exported.parameters(), strict=True):
+        if not parameter.requires_grad:
+            continue
+        inside = torch.zeros(parameter.shape, dtype=torch.bool)
+        inside[tuple(slice(0, n) for n in narrow.shape)] = True
+        assert not parameter.grad[~inside].any(), parameter_name
+        torch.testing.assert_close(parameter.grad[inside].view(narrow.shape), narrow.grad)
+
+
+@EVERY
+def test_the_teacher_moves_every_parameter(name):
+    net = CSSRNet(tiny(name), _width(name))
+    net(torch.randn(4, 3, 8, 8), width=1.0).square().mean().backward()
+    assert all(p.grad.any() for p in net.parameters() if p.requires_grad)
+
+
+def test_modes_decide_what_a_plain_forward_returns():
+    net = CSSRNet(tiny("EDSR"), [0.25, 0.5])
+    x = torch.rand(1, 3, 6, 6)
+    outputs = net.train()(x)
+    assert list(outputs) == [1.0, 0.25, 0.5]
+    torch.testing.assert_close(net.eval()(x), outputs[0.25])
+
+
+def test_chosen_widths_and_detached_ones():
+    net = CSSRNet(tiny("EDSR"), [0.25, 0.5])
+    outputs = net(torch.rand(1, 3, 6, 6), width=[1.0, 0.5], detach=[1.0])
+    assert list(outputs) == [1.0, 0.5]
+    assert not outputs[1.0].requires_grad
+    assert outputs[0.5].requires_grad
+    with pytest.raises(ValueError, match=r"expected one of the widths \(1.0, 0.25, 0.5\), got 0.75"):
+        net(torch.rand(1, 3, 6, 6), width=0.75)
+    with pytest.raises(ValueError, match="got 0.75"):
+        net.export(0.75)
+
+
+def test_export_is_independent():
+    net = CSSRNet(tiny("EDSR"), 0.5).eval()
+    exported = net.export(0.5)
+    before = net(torch.ones(1, 3, 6, 6))
+    with torch.no_grad():
+        for parameter in exported.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(net(torch.ones(1, 3, 6, 6)), before)
+
+
+def test_a_deep_copy_has_weights_of_its_own():
+    net = CSSRNet(tiny("ECBSR"), 0.5).eval()
+    twin = copy.deepcopy(net)
+    x = torch.rand(1, 3, 6, 6)
+    before = twin(x)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin(x), before)
+    assert not torch.allclose(net(x), before)
+    twin.train().double()
+    assert twin(x.double(), width=0.5).dtype == torch.float64
+
+
+def test_published_parameter_and_mac_counts():
+    edsr = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 256, "num_block": 32, "res_scale": 0.1}
+    net = CSSRNet(edsr, [0.25, 0.5])
+    counts = [count_parameters(net.export(width)) for width in (1.0, 0.5, 0.25)]
+    assert counts == [43_089_923, 10_780_675, 2_699_267]
+    small = _build({**edsr, "num_feat": 64, "num_block": 16})
+    assert count_macs(small, (3, 180, 320)) == 114_230_476_800
+
+
+def test_published_counts_of_rcan():
+    rcan = {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_group": 10, "num_block": 20}
+    net = CSSRNet(rcan, [0.25, 0.5])
+    assert [count_parameters(net.export(w)) for w in (1.0, 0.5, 0.25)] == [15_592_355, 3_909_075, 982_763]
