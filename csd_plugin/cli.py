@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; None takes the process's own.
 
     Returns:
-        Exit status: 0, or 2 for a mistake in options, files or data.
+        Exit status: 0, 2 for a mistake in options, files or data, 130 after an interrupt.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OptionError as error:
         sys.stderr.write(f"basicsr {args.command}: error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"basicsr {args.command}: interrupted\n")
+        return 130
     return 0
 
 

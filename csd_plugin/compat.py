@@ -25,6 +25,7 @@ from basicsr.models.base_model import BaseModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from csd_plugin.checkpoint import load_mapping
 from csd_plugin.config.load import parse_options_with
 from csd_plugin.config.preflight import check_batch
 from csd_plugin.errors import OptionError
@@ -80,10 +81,7 @@ def load_resume_state(opt: dict[str, Any]) -> Mapping[str, Any] | None:
         opt["path"]["resume_state"] = path
     if path is None:
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise OptionError(f"cannot read {path}: {type(error).__name__} (option path:resume_state)") from None
+    state = load_mapping(path, "path:resume_state")
     basicsr.train.check_resume(opt, state["iter"])
     return state
 

@@ -23,18 +23,23 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def fresh_basicsr(tmp_path, monkeypatch):
-    """An empty working directory and a BasicSR that has not logged yet."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    yield
+def forget_logging():
+    """Make BasicSR's logger as new as in a new process."""
     for name in list(basicsr.utils.logger.initialized_logger):
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
     basicsr.utils.logger.initialized_logger.clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_basicsr(tmp_path, monkeypatch):
+    """An empty working directory and a BasicSR that has not logged yet."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    yield
+    forget_logging()
 
 
 def photograph(seed, height=48, width=48):

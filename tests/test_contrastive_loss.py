@@ -198,7 +198,11 @@ def test_a_file_that_is_no_vgg_is_refused(tmp_path):
     (tmp_path / "text.pth").write_text("not a checkpoint")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    for name, message in (("text", "no file of PyTorch weights"), ("other", "is no VGG-19"), ("list", "no state dict")):
+    for name, message in (
+        ("text", "no file of PyTorch weights"),
+        ("other", "is no VGG-19"),
+        ("list", "expected a mapping, got list"),
+    ):
         with pytest.raises(OptionError, match=message):
             ContrastiveLoss(vgg_weights=str(tmp_path / f"{name}.pth"))
 

@@ -172,7 +172,11 @@ def _prove_once(proof: _Proof) -> None:
 
 def _build(options: Mapping[str, Any]) -> nn.Module:
     arguments = {key: value for key, value in options.items() if key != "type"}
-    return architecture(options["type"])(**arguments)
+    try:
+        return architecture(options["type"])(**arguments)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OptionError(f"{options['type']} cannot be built: {reason} (option network_g:backbone)") from error
 
 
 def _shapes(network: nn.Module) -> dict[str, torch.Size]:

@@ -4,7 +4,6 @@ import importlib.util
 import inspect
 import math
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGIS
 from torch import nn
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
+from csd_plugin.checkpoint import load_mapping
 from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, ValOptions, parse
 from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError, suggestion
@@ -222,13 +222,11 @@ def _check_pretrained(network: nn.Module, path_options: Mapping[str, Any]) -> No
     path, key = path_options.get("pretrain_network_g"), path_options.get("param_key_g", "params")
     if path is None or not path_options.get("strict_load_g", True):
         return
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content if key is None else content.get(key, content.get("params"))
-        shapes = {name.removeprefix("module."): tensor.shape for name, tensor in state.items()}
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, OSError, pickle.UnpicklingError) as error:
-        reason = f"{path} holds no weights under {key!r} ({type(error).__name__})"
-        raise OptionError(f"{reason} (options path:pretrain_network_g, path:param_key_g)") from None
+    content = load_mapping(path, "path:pretrain_network_g")
+    state = content if key is None else content.get(key, content.get("params"))
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise OptionError(f"{path} holds no weights under {key!r} (options path:pretrain_network_g, path:param_key_g)")
+    shapes = {name.removeprefix("module."): tensor.shape for name, tensor in state.items()}
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
     different = next((name for name in sorted(own | shapes) if own.get(name) != shapes.get(name)), None)
     if different is not None:
@@ -264,4 +262,11 @@ def _check_vgg(opt: Mapping[str, Any]) -> None:
         return
     weights_file(contrastive.get("vgg_weights", "imagenet"))
     loss: type[nn.Module] = LOSS_REGISTRY.get(contrastive["type"])
-    loss(**{key: value for key, value in contrastive.items() if key != "type"})
+    built = loss(**{key: value for key, value in contrastive.items() if key != "type"})
+    halvings = sum(isinstance(layer, nn.MaxPool2d) for layer in built.modules())
+    patch = opt["datasets"]["train"].get("gt_size")
+    if patch is not None and patch < 2**halvings:
+        raise OptionError(
+            f"patches of {patch} pixels are too small for the deepest VGG layer, which needs {2**halvings} "
+            "(options datasets:train:gt_size, train:contrastive_opt:layer_weights)"
+        )

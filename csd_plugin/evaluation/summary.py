@@ -14,6 +14,7 @@ from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.utils import tensor2img
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
+from csd_plugin.checkpoint import load_mapping
 from csd_plugin.config.load import read_options
 from csd_plugin.config.preflight import check_options
 from csd_plugin.data.bicubic import upscale
@@ -96,7 +97,7 @@ def load_network(network_options: Mapping[str, Any], checkpoint: Path) -> CSSRNe
     if not checkpoint.is_file():
         raise OptionError(f"no such checkpoint: {checkpoint} (train first, or see --checkpoint)")
     network = CSSRNet(**{key: value for key, value in network_options.items() if key != "type"})
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load_mapping(checkpoint, "--checkpoint")
     try:
         network.load_state_dict(state.get("params_ema", state["params"]))
     except (KeyError, RuntimeError):

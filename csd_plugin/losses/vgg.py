@@ -1,16 +1,16 @@
 """Features of a VGG-19 after its ReLUs, with weights of any channel counts."""
 
 import os
-import pickle
 import re
 import urllib.error
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.checkpoint import load_mapping
 from csd_plugin.errors import OptionError
 
 IMAGENET_FILE = "vgg19-dcbb9e9d.pth"
@@ -143,21 +143,9 @@ def _download() -> Path:
     return target
 
 
-def _load(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as error:
-        raise OptionError(
-            f"{path} is no file of PyTorch weights ({type(error).__name__}) (option train:contrastive_opt:vgg_weights)"
-        ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise OptionError(f"{path} holds no state dict (option train:contrastive_opt:vgg_weights)")
-    return state
-
-
 def _features_from(path: Path, depth: int) -> nn.Sequential:
     """VGG-19 with the channel counts and the weights of a file."""
-    state = _load(path)
+    state = load_mapping(path, "train:contrastive_opt:vgg_weights")
     wanted: dict[str, Tensor] = {}
     channels: list[int] = []
     for name, index in LAYERS.items():
@@ -165,8 +153,10 @@ def _features_from(path: Path, depth: int) -> nn.Sequential:
             continue
         weight, bias = (state.get(f"features.{index}.{kind}") for kind in ("weight", "bias"))
         expected_in = channels[-1] if channels else 3
-        if weight is None or bias is None or weight.shape[1:] != (expected_in, 3, 3) or bias.shape != weight.shape[:1]:
-            found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+            weight, bias = torch.empty(0), torch.empty(0)
+        if weight.shape[1:] != (expected_in, 3, 3) or bias.shape != weight.shape[:1]:
+            found = f"shape {tuple(weight.shape)}" if weight.numel() else "none"
             raise OptionError(
                 f"{path} is no VGG-19: expected features.{index}.weight of shape (C, {expected_in}, 3, 3) for {name}, "
                 f"found {found} (option train:contrastive_opt:vgg_weights)"

@@ -18,9 +18,9 @@ from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
+from csd_plugin.checkpoint import cpu_state, save_atomically
 from csd_plugin.config.schema import TrainOptions, ValOptions, parse
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss
-from csd_plugin.models.checkpoint import cpu_state, save_atomically
 from csd_plugin.models.negatives import Negatives, NegativeSampler
 from csd_plugin.models.self_ensemble import self_ensemble
 

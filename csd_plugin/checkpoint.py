@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from csd_plugin.errors import OptionError
+
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     """Write with torch.save beside `path`, then rename. What was there stays until the new file is complete.
@@ -24,6 +26,26 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def load_mapping(path: str | os.PathLike[str], option: str) -> Mapping[str, Any]:
+    """Read a file of torch.save onto the CPU; nothing in it is executed.
+
+    Args:
+        path: the file.
+        option: option path that names the file, quoted in errors.
+
+    Raises:
+        OptionError: the file is missing, damaged, holds anything but tensors and plain values, or no mapping.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "no file of PyTorch weights"
+        raise OptionError(f"{path}: {reason} ({type(error).__name__}) (option {option})") from error
+    if not isinstance(content, Mapping):
+        raise OptionError(f"{path}: expected a mapping, got {type(content).__name__} (option {option})")
+    return content
 
 
 def cpu_state(network: nn.Module) -> dict[str, Tensor]:
