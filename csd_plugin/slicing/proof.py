@@ -16,6 +16,8 @@ from torch.func import functional_call
 from csd_plugin.errors import ChannelMapError
 from csd_plugin.slicing.channel_map import ChannelMap
 
+Layers = list[tuple[str, Tensor]]
+
 _RELATIVE_TOLERANCE = 1e-9
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _CROSS_CHANNEL_NORMS = (nn.LayerNorm, nn.GroupNorm)
@@ -62,11 +64,13 @@ def prove(architecture: str, teacher: nn.Module, student: nn.Module, channel_map
     wide_weights = channel_map.embed(narrow_weights)
     wide, narrow = without_weights(teacher), without_weights(student)
     for training in (True, False):
-        narrow_trace = _run(narrow, narrow_weights, image, training)
-        wide_trace = _run(wide, wide_weights, image, training)
-        if _agree(wide_trace.output, narrow_trace.output):
+        if _agree(_run(wide, wide_weights, image, training), _run(narrow, narrow_weights, image, training)):
             continue
-        layer = _first_difference(wide_trace, narrow_trace)
+        wide_layers: Layers = []
+        narrow_layers: Layers = []
+        _run(wide, wide_weights, image, training, wide_layers)
+        _run(narrow, narrow_weights, image, training, narrow_layers)
+        layer = _first_difference(wide_layers, narrow_layers)
         reason = "the weights taken for it are not the ones it needs (a layer that reads a concatenation?)"
         if isinstance(student.get_submodule(layer), _CROSS_CHANNEL_NORMS):
             reason = "it normalises across channels"
@@ -76,35 +80,32 @@ def prove(architecture: str, teacher: nn.Module, student: nn.Module, channel_map
         )
 
 
-class _Trace:
-    """The output of one run and the outputs of its layers in the order in which they finished."""
-
-    def __init__(self) -> None:
-        self.layers: list[tuple[str, Tensor]] = []
-        self.output = torch.empty(0)
-
-
 @contextmanager
-def _float64_by_default() -> Iterator[None]:
-    """Tensors that a forward pass makes itself (ECBSR in evaluation mode) get the type of the weights."""
-    default = torch.get_default_dtype()
+def _proof_settings() -> Iterator[None]:
+    """One thread, as more only wait for each other on 8x8 pixels, and float64 for tensors that a forward pass makes."""
+    default, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_default_dtype(default)
+        torch.set_num_threads(threads)
 
 
 @contextmanager
-def _recorded(network: nn.Module, record: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _recorded(network: nn.Module, layers: Layers | None) -> Iterator[None]:
+    """Append name and output of each layer to `layers`, in the order in which they finish."""
+
     def hook_for(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                record(name, output.detach().clone())
+            if isinstance(output, Tensor) and layers is not None:
+                layers.append((name, output.detach().clone()))
 
         return hook
 
-    handles = [m.register_forward_hook(hook_for(name)) for name, m in network.named_modules()]
+    modules = [] if layers is None else network.named_modules()
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in modules]
     try:
         yield
     finally:
@@ -112,19 +113,15 @@ def _recorded(network: nn.Module, record: Callable[[str, Tensor], None]) -> Iter
             handle.remove()
 
 
-def _run(network: nn.Module, weights: Mapping[str, Tensor], image: Tensor, training: bool) -> _Trace:
+def _run(
+    network: nn.Module, weights: Mapping[str, Tensor], image: Tensor, training: bool, layers: Layers | None = None
+) -> Tensor:
     network.train(training)
     for module in network.modules():
         if isinstance(module, _RANDOM_LAYERS):
             module.eval()
-    trace = _Trace()
-    with (
-        _float64_by_default(),
-        torch.no_grad(),
-        _recorded(network, lambda name, output: trace.layers.append((name, output))),
-    ):
-        trace.output = functional_call(network, dict(weights), (image.clone(),))
-    return trace
+    with _proof_settings(), torch.no_grad(), _recorded(network, layers):
+        return functional_call(network, dict(weights), (image.clone(),))
 
 
 def _agree(wide: Tensor, narrow: Tensor) -> bool:
@@ -136,8 +133,8 @@ def _agree(wide: Tensor, narrow: Tensor) -> bool:
     return bool(((part - narrow).abs() <= bound).all())
 
 
-def _first_difference(wide: _Trace, narrow: _Trace) -> str:
-    for (name, wide_output), (_, narrow_output) in zip(wide.layers, narrow.layers, strict=False):
+def _first_difference(wide: Layers, narrow: Layers) -> str:
+    for (name, wide_output), (_, narrow_output) in zip(wide, narrow, strict=False):
         if not _agree(wide_output, narrow_output):
             return name
     return ""
