@@ -16,12 +16,14 @@ help:
 env: $(STAMP)
 
 # basicsr's setup.py imports torch, numpy and cython, so they come first and the build is not isolated.
+# opencv-python needs libGL, which a server may not have; its headless twin does not.
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "Python 3.10 to 3.12 is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 	$(UV) torch torchvision numpy cython setuptools wheel
 	$(UV) --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -c 'import cv2' 2>/dev/null || $(UV) --reinstall opencv-python-headless
 	touch $@
 
 demo: env

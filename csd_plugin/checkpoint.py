@@ -1,6 +1,7 @@
 """Checkpoint files: complete under their name, or not there."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import OptionError
+
+_STATE_FILE = re.compile(r"(\d+)\.state")
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
@@ -46,6 +49,19 @@ def load_mapping(path: str | os.PathLike[str], option: str) -> Mapping[str, Any]
     if not isinstance(content, Mapping):
         raise OptionError(f"{path}: expected a mapping, got {type(content).__name__} (option {option})")
     return content
+
+
+def newest_state(states: Path, models: Path) -> str | None:
+    """Path of the newest training state `<iter>.state` that has its network file `net_g_<iter>.pth`.
+
+    Args:
+        states: folder of training states; it need not exist.
+        models: folder of network files.
+    """
+    names = os.listdir(states) if states.is_dir() else []
+    found = [int(match[1]) for name in names if (match := _STATE_FILE.fullmatch(name))]
+    complete = [iteration for iteration in found if (models / f"net_g_{iteration}.pth").is_file()]
+    return str(states / f"{max(complete)}.state") if complete else None
 
 
 def cpu_state(network: nn.Module) -> dict[str, Tensor]:

@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             load_plugins()
             summary.run(args)
     except OptionError as error:
-        sys.stderr.write(f"basicsr {args.command}: error: {error}\n")
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"basicsr {args.command}: error: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"basicsr {args.command}: interrupted\n")

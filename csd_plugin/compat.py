@@ -6,8 +6,6 @@ each falling back on BasicSR's own function, so that a BasicSR that has been men
 
 import functools
 import inspect
-import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,11 @@ from basicsr.models.base_model import BaseModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from csd_plugin.checkpoint import load_mapping
+from csd_plugin.checkpoint import load_mapping, newest_state
 from csd_plugin.config.load import parse_options_with
 from csd_plugin.config.preflight import check_batch
 from csd_plugin.errors import OptionError
 from csd_plugin.version import __version__
-
-_STATE_FILE = re.compile(r"(\d+)\.state")
 
 
 def apply() -> None:
@@ -84,15 +80,6 @@ def load_resume_state(opt: dict[str, Any]) -> Mapping[str, Any] | None:
     state = load_mapping(path, "path:resume_state")
     basicsr.train.check_resume(opt, state["iter"])
     return state
-
-
-def newest_state(states: Path, models: Path) -> str | None:
-    """Path of the newest `<iter>.state` that has its `net_g_<iter>.pth`."""
-    found = [
-        int(m[1]) for name in (os.listdir(states) if states.is_dir() else []) if (m := _STATE_FILE.fullmatch(name))
-    ]
-    complete = [iteration for iteration in found if (models / f"net_g_{iteration}.pth").is_file()]
-    return str(states / f"{max(complete)}.state") if complete else None
 
 
 def _refusing_empty_epochs(create: Callable[..., Any]) -> Callable[..., Any]:

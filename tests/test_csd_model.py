@@ -195,6 +195,7 @@ def test_auto_resume_continues_everything(pairs, tmp_path):
     _, state = _states(tmp_path / "experiments/cut", 4)
     assert state["best_metric_results"]["held"]["psnr"]["iter"] > 0
     cut["train"]["total_iter"] = 8
+    cut["path"]["pretrain_network_g"] = "gone.pth"  # of no use any more
     assert train(cut, "--auto_resume") == 0
     (nets_a, state_a), (nets_b, state_b) = (_states(tmp_path / f"experiments/{n}", 8) for n in ("whole", "cut"))
     for key in ("params", "params_ema"):

@@ -5,6 +5,7 @@ import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGIS
 from torch import nn
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
-from csd_plugin.checkpoint import load_mapping
+from csd_plugin.checkpoint import load_mapping, newest_state
 from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, ValOptions, parse
 from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError, suggestion
@@ -79,6 +80,8 @@ def check_run(opt: Mapping[str, Any]) -> None:
     """
     _check_device(opt)
     _check_logger(opt)
+    if _resumes(opt):
+        opt = {**opt, "path": {key: value for key, value in opt["path"].items() if not key.startswith("pretrain_")}}
     for key, value in opt["path"].items():
         names_file = key.startswith("pretrain_network") or key == "resume_state"
         if names_file and value is not None and not os.path.isfile(value):
@@ -89,6 +92,16 @@ def check_run(opt: Mapping[str, Any]) -> None:
         _check_network(opt)
         _check_negatives(opt)
         _check_vgg(opt)
+
+
+def _resumes(opt: Mapping[str, Any]) -> bool:
+    """Whether the run goes on from a training state, which leaves the networks to start from unused."""
+    paths = opt["path"]
+    if not opt["is_train"]:
+        return False
+    if opt["auto_resume"]:
+        return newest_state(Path(paths["training_states"]), Path(paths["models"])) is not None
+    return paths.get("resume_state") is not None
 
 
 def _check_dataset_block(dataset: Mapping[str, Any], where: str) -> None:
