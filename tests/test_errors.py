@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from csd_plugin.cli import main
+from tests.backbones import tiny
 from tests.conftest import EDSR, base_options, photograph, train
 
 CASES = {
@@ -90,8 +91,11 @@ CASES = {
         "EDSR cannot be built: shape '[1, 3, 1, 1]' is invalid for input of size 1 (option network_g:backbone)",
     ),
     "unprovable backbone": (
-        {"network_g:backbone": {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_block": 1, "scale": 2}},
-        "RRDBNet: the student cannot be proved to be a slice of the teacher: body.0.rdb1.conv2",
+        {
+            "network_g:backbone": {**tiny("ECBSR"), "with_idt": True, "num_channel": 16},
+            "network_g:width": 0.75,
+        },
+        "ECBSR: the wide and the narrow network do not carry out the same operations",
     ),
 }
 

@@ -1,7 +1,6 @@
 """CSSRNet: a channel-splitting super-resolution network around any BasicSR backbone (the paper, section 3.1)."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,18 +8,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from csd_plugin.errors import OptionError
-from csd_plugin.slicing.channel_map import ChannelMap, prefix_map
+from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of, tensors_of
 from csd_plugin.slicing.proof import prove, without_weights
+from csd_plugin.slicing.trace import trace_channels
 from csd_plugin.slicing.widths import (
     architecture,
     backbone_options,
     check_no_empty_layer,
     check_width,
+    example_shape,
     narrow_options,
 )
 
 TEACHER = 1.0
-_PROOF_SIZE = 8
 
 
 class CSSRNet(nn.Module):
@@ -36,6 +36,7 @@ class CSSRNet(nn.Module):
         backbone: options of the teacher, `type` and the constructor's arguments.
         width: ratio of the student's channels to the teacher's in (0, 1), or several; the first is the default student.
         width_args: constructor arguments to scale; None takes the ones known for the architecture.
+        example_input: shape of a small input that the backbone can run on; None takes the one known for it.
 
     Raises:
         OptionError: an argument is unknown or out of range, or a width leaves a layer without channels.
@@ -49,6 +50,7 @@ class CSSRNet(nn.Module):
         backbone: Mapping[str, Any],
         width: float | Sequence[float],
         width_args: Sequence[str] | None = None,
+        example_input: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.widths = _checked_widths(width)
@@ -56,6 +58,7 @@ class CSSRNet(nn.Module):
         self.options = {TEACHER: teacher_options} | {
             w: narrow_options(teacher_options, w, width_args) for w in self.widths
         }
+        self.example_shape = example_shape(teacher_options, example_input)
         teacher = _build(teacher_options)
         self._students: dict[float, tuple[nn.Module, ChannelMap]] = {}
         for w in self.widths:
@@ -125,8 +128,7 @@ class CSSRNet(nn.Module):
         if width == TEACHER:
             return self.teacher(x)
         student, channel_map = self._students[width]
-        tensors = {**dict(self.teacher.named_parameters()), **dict(self.teacher.named_buffers())}
-        return functional_call(student, channel_map.slice(tensors), (x,))
+        return functional_call(student, channel_map.slice(tensors_of(self.teacher)), (x,))
 
     def _check_known(self, width: float) -> None:
         if width != TEACHER and width not in self._students:
@@ -139,9 +141,9 @@ class CSSRNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             narrow = _build(options)
         check_no_empty_layer(narrow, options, width, width_args)
-        student, channel_map = without_weights(narrow), prefix_map(options["type"], _shapes(teacher), _shapes(narrow))
-        _prove_once(_Proof(options["type"], teacher, student, channel_map, _image(options)))
-        return student, channel_map
+        check_same_layers(options["type"], shapes_of(teacher), shapes_of(narrow))
+        channel_map = _proved_map(options["type"], teacher, narrow, self.example_shape)
+        return without_weights(narrow), channel_map
 
     def _replicate_for_data_parallel(self) -> "CSSRNet":
         raise OptionError(
@@ -150,24 +152,18 @@ class CSSRNet(nn.Module):
         )
 
 
-class _Proof:
-    """Arguments of `prove`, hashed by what decides its outcome, so that an EMA copy is not proved again."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        name, teacher, student, channel_map, image = arguments
-        self._key = repr((name, architecture(name), teacher, student, channel_map, image.shape))
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Proof) and self._key == other._key
+_PROVED: dict[str, ChannelMap] = {}
 
 
-@lru_cache(maxsize=32)
-def _prove_once(proof: _Proof) -> None:
-    prove(*proof.arguments)
+def _proved_map(name: str, teacher: nn.Module, student: nn.Module, shape: tuple[int, ...]) -> ChannelMap:
+    """The channel map of a student, traced and proved; once for networks of the same structure, as an EMA copy is."""
+    key = repr((architecture(name), [(repr(network), shapes_of(network)) for network in (teacher, student)], shape))
+    if key not in _PROVED:
+        inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
+        channel_map = ChannelMap(trace_channels(name, teacher, student, inputs), shapes_of(teacher))
+        prove(name, teacher, student, channel_map, inputs)
+        _PROVED[key] = channel_map
+    return _PROVED[key]
 
 
 def _build(options: Mapping[str, Any]) -> nn.Module:
@@ -177,16 +173,6 @@ def _build(options: Mapping[str, Any]) -> nn.Module:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(f"{options['type']} cannot be built: {reason} (option network_g:backbone)") from error
-
-
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
-
-
-def _image(options: Mapping[str, Any]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    channels = options.get("num_in_ch", 3)
-    return torch.rand((1, channels, _PROOF_SIZE, _PROOF_SIZE), dtype=torch.float64, generator=generator)
 
 
 def _checked_widths(width: float | Sequence[float]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import torch
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
-from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
+from csd_plugin.archs.cssr_arch import CSSRNet
 from csd_plugin.checkpoint import load_mapping, newest_state
 from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, ValOptions, parse
 from csd_plugin.data.pairs import check_paired_dataset
@@ -218,11 +218,11 @@ def _check_network(opt: Mapping[str, Any]) -> None:
         network = CSSRNet(**{key: value for key, value in opt["network_g"].items() if key != "type"}).eval()
     _check_pretrained(network, opt["path"])
     with torch.no_grad():
-        image = torch.zeros(1, network.options[TEACHER].get("num_in_ch", 3), 8, 8)
-        _, channels, height, _ = network(image).shape
-    if height != 8 * opt["scale"]:
+        *_, channels, height, _ = network(torch.zeros(network.example_shape)).shape
+    side = network.example_shape[-2]
+    if height != side * opt["scale"]:
         raise OptionError(
-            f"the network enlarges x{height // 8} but scale is {opt['scale']} (options scale, network_g:backbone)"
+            f"the network enlarges x{height // side} but scale is {opt['scale']} (options scale, network_g:backbone)"
         )
     if (opt.get("train") or {}).get("contrastive_opt") and channels != 3:
         raise OptionError(

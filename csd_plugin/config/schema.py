@@ -134,6 +134,7 @@ class NetworkOptions(_Options):
     width: float | list[float]
     backbone: Block
     width_args: list[str] | None = None
+    example_input: list[int] | None = None
 
 
 class CSDOptions(_Options):

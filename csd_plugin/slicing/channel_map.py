@@ -1,60 +1,96 @@
 """Which teacher channels each student weight takes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csd_plugin.errors import ChannelMapError
 
 Shapes = Mapping[str, torch.Size]
 
 
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without copies."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of parameters and buffers by name."""
+    return {name: tensor.shape for name, tensor in tensors_of(network).items()}
+
+
 @dataclass(frozen=True)
 class ChannelMap:
-    """For each tensor of the student, the index into the teacher's tensor of the same name.
+    """For each tensor of the student, the channels it takes of the teacher's tensor of the same name.
 
     Attributes:
-        indices: one slice per axis; indexing a teacher tensor with them gives the student's tensor as a view.
+        channels: for each axis the teacher's channels, int64 (narrow,).
         shapes: shapes of the teacher's tensors.
     """
 
-    indices: Mapping[str, tuple[slice, ...]]
+    channels: Mapping[str, Sequence[np.ndarray]]
     shapes: Shapes
+    _cache: dict[tuple[str, torch.device], tuple[tuple[slice, ...], dict[int, Tensor]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def slice(self, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The student's tensors as views of the teacher's: gradients flow back into the teacher's storage."""
-        return {name: teacher[name][index] for name, index in self.indices.items()}
+        """The student's tensors, through which gradients flow back into the teacher's.
+
+        First channels are taken as a view; other channels are gathered.
+
+        Args:
+            teacher: any of the teacher's tensors by name.
+        """
+        return {name: self._take(name, tensor) for name, tensor in teacher.items()}
 
     def embed(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's tensors inside tensors of the teacher's shapes that are zero everywhere else."""
         embedded = {}
         for name, tensor in student.items():
             embedded[name] = tensor.new_zeros(self.shapes[name])
-            embedded[name][self.indices[name]] = tensor
+            embedded[name][tuple(torch.from_numpy(grid) for grid in np.ix_(*self.channels[name]))] = tensor
         return embedded
 
+    def _take(self, name: str, tensor: Tensor) -> Tensor:
+        key = (name, tensor.device)
+        if key not in self._cache:
+            self._cache[key] = _views_and_gathers(self.channels[name], tensor.device)
+        views, gathers = self._cache[key]
+        tensor = tensor[views]
+        for axis, index in gathers.items():
+            tensor = tensor.index_select(axis, index)
+        return tensor
 
-def prefix_map(architecture: str, wide: Shapes, narrow: Shapes) -> ChannelMap:
-    """The map that takes the first channels of every axis (the paper, section 3.1).
 
-    Right where no layer reads a concatenation; `csd_plugin.slicing.proof` tells whether it is right.
+def _views_and_gathers(axes: Sequence[np.ndarray], device: torch.device) -> tuple[tuple[slice, ...], dict[int, Tensor]]:
+    views, gathers = [], {}
+    for axis, channels in enumerate(axes):
+        if np.array_equal(channels, np.arange(len(channels))):
+            views.append(slice(0, len(channels)))
+        else:
+            views.append(slice(None))
+            gathers[axis] = torch.from_numpy(channels).to(device)
+    return tuple(views), gathers
+
+
+def check_same_layers(architecture: str, wide: Shapes, narrow: Shapes) -> None:
+    """Refuse networks that do not consist of the same layers.
 
     Args:
         architecture: name quoted in errors.
-        wide: shapes of the teacher's state dict.
-        narrow: shapes of the student's state dict.
+        wide: shapes of the teacher's tensors.
+        narrow: shapes of the student's tensors.
 
     Raises:
-        ChannelMapError: the two networks do not have the same tensors, or the student is larger somewhere.
+        ChannelMapError: a tensor is in one of them only, or is larger in the student.
     """
     different = sorted(set(wide) ^ set(narrow))
     if different:
         raise ChannelMapError(f"{architecture}: teacher and student do not have the same layers: {different[0]}")
-    indices = {}
     for name, shape in narrow.items():
         if len(shape) != len(wide[name]) or any(n > w for n, w in zip(shape, wide[name], strict=True)):
             raise ChannelMapError(f"{architecture}: {name} of shape {tuple(shape)} is no slice of {tuple(wide[name])}")
-        indices[name] = tuple(slice(0, n) for n in shape)
-    return ChannelMap(indices, dict(wide))

@@ -2,11 +2,12 @@
 
 Put the student's weights at the mapped places of a teacher that is zero elsewhere. At full width that teacher must
 compute exactly the student's function: what the other channels hold is zero, and a weight at a wrong place reads such a
-zero instead of its channel. It needs no training and holds for every network that does not normalise across channels.
+zero instead of its channel. It needs no training. Normalisation across channels cannot satisfy it, since its statistics
+depend on the width, and is left out of both networks for the proof.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +20,7 @@ from csd_plugin.slicing.channel_map import ChannelMap
 Layers = list[tuple[str, Tensor]]
 
 _RELATIVE_TOLERANCE = 1e-9
+_GAIN = 0.5
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _CROSS_CHANNEL_NORMS = (nn.LayerNorm, nn.GroupNorm)
 
@@ -28,56 +30,81 @@ def without_weights(network: nn.Module) -> nn.Module:
 
     Tensors that are plain attributes (EDSR's `mean`) keep their values.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    memo = {
-        id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
-        for t in tensors
-    }
+    memo: dict[int, Tensor] = {id(b): b.to("meta") for b in network.buffers()}
+    memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
     return copy.deepcopy(network, memo)
 
 
-def random_weights(shapes: Mapping[str, torch.Size], generator: torch.Generator) -> dict[str, Tensor]:
-    """Float64 weights, all different and none zero, small enough for deep networks to stay finite."""
+def random_weights(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Float64 values for the parameters: all different, none zero, and small, so that deep networks stay finite."""
     weights = {}
-    for name, shape in shapes.items():
-        fan_in = max(1, int(torch.Size(shape[1:]).numel()))
-        weights[name] = torch.randn(shape, dtype=torch.float64, generator=generator) * (0.5 / fan_in**0.5)
+    for name, parameter in network.named_parameters():
+        fan_in = max(1, int(torch.Size(parameter.shape[1:]).numel()))
+        noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        weights[name] = noise * (_GAIN / fan_in**0.5)
     return weights
 
 
-def prove(architecture: str, teacher: nn.Module, student: nn.Module, channel_map: ChannelMap, image: Tensor) -> None:
-    """Check the embedding invariant in training and in evaluation mode.
+def prove(
+    architecture: str,
+    teacher: nn.Module,
+    student: nn.Module,
+    channel_map: ChannelMap,
+    inputs: Sequence[Tensor],
+    modes: Sequence[bool] = (True, False),
+) -> None:
+    """Check the embedding invariant.
 
     Args:
         architecture: name quoted in errors.
         teacher: wide network; only its structure is used.
-        student: narrow network; only its structure is used.
+        student: narrow network; only its structure and its buffers are used.
         channel_map: the map to prove.
-        image: example input (1, C, H, W), float64.
+        inputs: positional arguments of the forward pass.
+        modes: training modes to prove it in.
 
     Raises:
         ChannelMapError: the outputs differ; names the first layer whose output is not the student's.
     """
-    generator = torch.Generator().manual_seed(0)
-    narrow_shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
-    narrow_weights = random_weights(narrow_shapes, generator)
-    wide_weights = channel_map.embed(narrow_weights)
     wide, narrow = without_weights(teacher), without_weights(student)
-    for training in (True, False):
-        if _agree(_run(wide, wide_weights, image, training), _run(narrow, narrow_weights, image, training)):
+    narrow_tensors = random_weights(narrow, torch.Generator().manual_seed(0))
+    for name, buffer in student.named_buffers():
+        narrow_tensors[name] = buffer.double() if buffer.is_floating_point() else buffer.clone()
+    wide_tensors = channel_map.embed(narrow_tensors)
+    for network, tensors in ((wide, wide_tensors), (narrow, narrow_tensors)):
+        _leave_norms_out(network, tensors)
+    _share_constants(wide, narrow)
+    inputs = [x.double() for x in inputs]
+    for training in modes:
+        if _agree(_run(wide, wide_tensors, inputs, training), _run(narrow, narrow_tensors, inputs, training)):
             continue
         wide_layers: Layers = []
         narrow_layers: Layers = []
-        _run(wide, wide_weights, image, training, wide_layers)
-        _run(narrow, narrow_weights, image, training, narrow_layers)
-        layer = _first_difference(wide_layers, narrow_layers)
-        reason = "the weights taken for it are not the ones it needs (a layer that reads a concatenation?)"
-        if isinstance(student.get_submodule(layer), _CROSS_CHANNEL_NORMS):
-            reason = "it normalises across channels"
+        _run(wide, wide_tensors, inputs, training, wide_layers)
+        _run(narrow, narrow_tensors, inputs, training, narrow_layers)
+        layer = _first_difference(wide_layers, narrow_layers, channel_map)
         raise ChannelMapError(
-            f"{architecture}: the student cannot be proved to be a slice of the teacher: {layer or 'its output'} gives "
-            f"another result inside the wide network; {reason}"
+            f"{architecture}: the student cannot be proved to be a slice of the teacher: "
+            f"{layer or 'the network'} gives another result inside the wide network"
         )
+
+
+def _leave_norms_out(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for name, module in list(network.named_modules()):
+        if isinstance(module, _CROSS_CHANNEL_NORMS):
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, nn.Identity())
+            for key in [key for key in tensors if key.startswith(f"{name}.")]:
+                del tensors[key]
+
+
+def _share_constants(wide: nn.Module, narrow: nn.Module) -> None:
+    """Set numbers that a constructor derives from the width (the scale of an attention) to the student's."""
+    others = dict(wide.named_modules())
+    for name, module in narrow.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, float) and isinstance(vars(others[name]).get(key), float):
+                setattr(others[name], key, value)
 
 
 @contextmanager
@@ -114,27 +141,37 @@ def _recorded(network: nn.Module, layers: Layers | None) -> Iterator[None]:
 
 
 def _run(
-    network: nn.Module, weights: Mapping[str, Tensor], image: Tensor, training: bool, layers: Layers | None = None
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    training: bool,
+    layers: Layers | None = None,
 ) -> Tensor:
     network.train(training)
     for module in network.modules():
         if isinstance(module, _RANDOM_LAYERS):
             module.eval()
-    with _proof_settings(), torch.no_grad(), _recorded(network, layers):
-        return functional_call(network, dict(weights), (image.clone(),))
+    with torch.random.fork_rng(devices=[]), _proof_settings(), torch.no_grad(), _recorded(network, layers):
+        torch.manual_seed(0)  # stochastic depth then drops the same blocks in both networks
+        return functional_call(network, dict(tensors), tuple(x.clone() for x in inputs))
 
 
 def _agree(wide: Tensor, narrow: Tensor) -> bool:
-    """Whether the first channels of `wide` are `narrow`."""
-    if wide.dim() != narrow.dim() or any(w < n for w, n in zip(wide.shape, narrow.shape, strict=True)):
-        return False
-    part = wide[tuple(slice(0, n) for n in narrow.shape)]
     bound = _RELATIVE_TOLERANCE * max(1.0, float(narrow.abs().max()))
-    return bool(((part - narrow).abs() <= bound).all())
+    return wide.shape == narrow.shape and bool(((wide - narrow).abs() <= bound).all())
 
 
-def _first_difference(wide: Layers, narrow: Layers) -> str:
+def _first_difference(wide: Layers, narrow: Layers, channel_map: ChannelMap) -> str | None:
+    """The first layer with a weight matrix or kernel whose output, at the student's channels, is not the student's."""
     for (name, wide_output), (_, narrow_output) in zip(wide, narrow, strict=False):
-        if not _agree(wide_output, narrow_output):
+        weight = channel_map.channels.get(f"{name}.weight")
+        if weight is None or len(weight) < 2:
+            continue
+        axis = 1 if len(weight) > 2 else wide_output.dim() - 1
+        if wide_output.shape[axis] == len(weight[0]) == narrow_output.shape[axis]:
+            selected = wide_output
+        else:
+            selected = wide_output.index_select(axis, torch.from_numpy(weight[0]))
+        if not _agree(selected, narrow_output):
             return name
-    return ""
+    return None

@@ -4,6 +4,7 @@ Ratios stand in option files only; everything behind `narrow_options` works with
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,23 +21,37 @@ class BackboneSpec:
     """What the package knows of an architecture beyond its constructor.
 
     Attributes:
-        width_args: names of the constructor arguments that hold a channel count to be scaled.
+        width_args: names of the constructor arguments that hold a channel count, or a list of them, to be scaled.
         divisor_arg: name of an argument that divides the width inside the network (RCAN's `squeeze_factor`), quoted
             in the error when the division leaves no channel.
+        frames: name of the argument for the number of frames, or the number itself, of a video network.
+        side: height and width of the smallest input that runs.
     """
 
     width_args: tuple[str, ...]
     divisor_arg: str | None = None
+    frames: str | int | None = None
+    side: int = 8
 
 
 BACKBONES: Mapping[str, BackboneSpec] = {
+    "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=64),
+    "BasicVSRPlusPlus": BackboneSpec(("mid_channels",), frames=2, side=64),
+    "DUF": BackboneSpec(()),
     "ECBSR": BackboneSpec(("num_channel",)),
     "EDSR": BackboneSpec(("num_feat",)),
+    "EDVR": BackboneSpec(("num_feat",), frames="num_frame"),
     "MSRResNet": BackboneSpec(("num_feat",)),
     "RCAN": BackboneSpec(("num_feat",), divisor_arg="squeeze_factor"),
+    "RIDNet": BackboneSpec(("mid_channels",)),
     "RRDBNet": BackboneSpec(("num_feat", "num_grow_ch")),
     "SRVGGNetCompact": BackboneSpec(("num_feat",)),
+    "SpyNet": BackboneSpec(()),
+    "SwinIR": BackboneSpec(("embed_dim", "num_heads")),
+    "TOFlow": BackboneSpec(()),
 }
+
+_CHANNEL_ARGS = ("num_in_ch", "in_channels", "in_chans")
 
 
 def scaled_channels(channels: int, width: float) -> int:
@@ -125,14 +140,17 @@ def width_arguments(backbone: Mapping[str, Any], width_args: Sequence[str] | Non
     if width_args is None:
         spec = BACKBONES.get(name)
         if spec is None:
+            known = ", ".join(key for key, value in BACKBONES.items() if value.width_args)
             raise OptionError(
-                f"the width argument of {name} is not known: name it in network_g:width_args (known for: "
-                f"{', '.join(BACKBONES)})"
+                f"the width argument of {name} is not known: name it in network_g:width_args (known for: {known})"
             )
+        if not spec.width_args:
+            raise OptionError(f"{name} has no width to split (option network_g:backbone:type)")
         width_args = spec.width_args
     for key in width_args:
         value = backbone.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        counts = list(value) if isinstance(value, list | tuple) else [value]
+        if not counts or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in counts):
             raise OptionError(
                 f"expected a positive channel count in {key}, got {value!r} (option network_g:backbone:{key})"
             )
@@ -154,13 +172,31 @@ def narrow_options(
     """
     narrow = dict(backbone)
     for key in width_arguments(backbone, width_args):
-        narrow[key] = scaled_channels(backbone[key], width)
-        if narrow[key] == 0:
+        value = backbone[key]
+        counts = [scaled_channels(n, width) for n in (value if isinstance(value, list | tuple) else [value])]
+        narrow[key] = counts if isinstance(value, list | tuple) else counts[0]
+        if 0 in counts:
             raise OptionError(
-                f"width {width:g} leaves {backbone['type']} {key}: {backbone[key]} without a channel "
-                "(option network_g:width)"
+                f"width {width:g} leaves {backbone['type']} {key}: {value} without a channel (option network_g:width)"
             )
     return narrow
+
+
+def example_shape(backbone: Mapping[str, Any], example_input: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Shape of a small input of the backbone: (1, C, H, W), or (1, T, C, H, W) for video.
+
+    Args:
+        backbone: complete options.
+        example_input: a shape chosen by the user, for architectures with other needs.
+    """
+    if example_input is not None:
+        return tuple(example_input)
+    spec = BACKBONES.get(backbone["type"], BackboneSpec(()))
+    channels = next((backbone[key] for key in _CHANNEL_ARGS if isinstance(backbone.get(key), int)), 3)
+    window = backbone.get("window_size")
+    side = math.lcm(spec.side, window) if isinstance(window, int) else spec.side
+    frames = backbone[spec.frames] if isinstance(spec.frames, str) else spec.frames
+    return (1, channels, side, side) if frames is None else (1, frames, channels, side, side)
 
 
 def check_no_empty_layer(
