@@ -1,10 +1,11 @@
 """Contrastive self-distillation (CSD, IJCAI 2021) for BasicSR.
 
-Importing the package mends BasicSR for a current stack (`compat`) and registers CSSRNet, ContrastiveLoss and CSDModel
-with it, which makes `import csd_plugin` at the top of a `train.py`, before basicsr, all that is needed.
+Importing the package mends BasicSR for a current stack (`compat`) and registers CSSRNet, CARN, ContrastiveLoss and
+CSDModel with it, which makes `import csd_plugin` at the top of a `train.py`, before basicsr, all that is needed.
 """
 
 from csd_plugin import compat
+from csd_plugin.archs.carn_arch import CARN
 from csd_plugin.archs.cssr_arch import CSSRNet
 from csd_plugin.errors import ChannelMapError, OptionError
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss, contrastive_loss
@@ -12,6 +13,7 @@ from csd_plugin.models.csd_model import CSDModel
 from csd_plugin.version import __version__
 
 __all__ = [
+    "CARN",
     "CSDModel",
     "CSSRNet",
     "ChannelMapError",
@@ -27,6 +29,7 @@ def _register() -> None:
 
     from csd_plugin.registry import register
 
+    register(ARCH_REGISTRY, CARN)
     register(ARCH_REGISTRY, CSSRNet)
     register(LOSS_REGISTRY, ContrastiveLoss)
     register(MODEL_REGISTRY, CSDModel)

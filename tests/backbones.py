@@ -5,7 +5,7 @@ _RGB = {"in_channels": 3, "out_channels": 3}
 _SWIN = {"img_size": 8, "window_size": 4, "depths": [2, 2], "num_heads": [4, 4], "embed_dim": 16, "mlp_ratio": 2}
 _EDVR = {"num_extract_block": 1, "num_reconstruct_block": 1}
 
-IMAGE_BACKBONES = ("ECBSR", "EDSR", "MSRResNet", "RCAN", "RIDNet", "RRDBNet", "SRVGGNetCompact", "SwinIR")
+IMAGE_BACKBONES = ("CARN", "ECBSR", "EDSR", "MSRResNet", "RCAN", "RIDNet", "RRDBNet", "SRVGGNetCompact", "SwinIR")
 PREFIX_BACKBONES = ("ECBSR", "EDSR", "MSRResNet", "RCAN", "SRVGGNetCompact")
 SCALABLE = tuple(name for name in IMAGE_BACKBONES if name != "RIDNet")  # RIDNet restores, it does not enlarge
 
@@ -13,6 +13,7 @@ SCALABLE = tuple(name for name in IMAGE_BACKBONES if name != "RIDNet")  # RIDNet
 def tiny(name, scale=2):
     """Options of a small network of each kind whose width divides by 4."""
     options = {
+        "CARN": {**_ENDS, "num_feat": 8, "num_block": 2, "num_residual": 2, "upscale": scale},
         "EDSR": {**_ENDS, "num_feat": 8, "num_block": 2, "upscale": scale},
         "RCAN": {**_ENDS, "num_feat": 16, "num_group": 2, "num_block": 1, "squeeze_factor": 4, "upscale": scale},
         "MSRResNet": {**_ENDS, "num_feat": 8, "num_block": 2, "upscale": scale},

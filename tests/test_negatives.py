@@ -3,8 +3,8 @@ import torch
 
 from csd_plugin.config.schema import NegativesOptions
 from csd_plugin.data.bicubic import resize
+from csd_plugin.models.inference import run_padded, self_ensemble
 from csd_plugin.models.negatives import NegativeSampler
-from csd_plugin.models.self_ensemble import self_ensemble
 
 
 def sampler(scale=2, seed=0, **options):
@@ -71,3 +71,15 @@ def test_self_ensemble_leaves_an_equivariant_network_as_it_is_and_averages_anoth
     torch.testing.assert_close(ramp, ramp.flip(-1))
     torch.testing.assert_close(ramp, torch.rot90(ramp, 1, (-2, -1)))
     torch.testing.assert_close(ramp.mean(), torch.tensor(2.0))
+
+
+def test_padding_is_cut_off_again():
+    x = torch.rand(1, 3, 5, 7)
+    seen = []
+
+    def double(t):
+        seen.append(t.shape[-2:])
+        return t.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    assert torch.equal(run_padded(double, 4, x), double(x))
+    assert seen[0] == (8, 8)

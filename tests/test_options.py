@@ -13,7 +13,8 @@ from tests.conftest import ROOT, base_options, forget_logging, load, write_optio
 FILES = sorted(p for p in (ROOT / "options").rglob("*.yml"))
 TRAINING = [p for p in FILES if not p.name.startswith(("base_", "test_"))]
 TESTING = [p for p in FILES if p.name.startswith("test_")]
-_NARROW = {"num_feat": 16, "num_block": 1, "num_group": 1, "squeeze_factor": 4}
+_NARROW = {"num_feat": 16, "num_block": 1, "num_group": 1, "squeeze_factor": 4, "num_conv": 1, "num_grow_ch": 8}
+_NARROW |= {"depths": [2], "num_heads": [4], "embed_dim": 16, "window_size": 3}
 
 
 def shrunk(options):
@@ -60,7 +61,10 @@ def test_testing_files_run(path, tmp_path):
     assert (folder / f"visualization/Set5/im0_{path.stem}.png").is_file()
 
 
-@pytest.mark.parametrize("path", [p for p in TRAINING if "demo" not in p.name], ids=lambda p: p.stem)
+PAPER = [p for p in TRAINING if p.parent.name == "controls" or p.stem.startswith(("csd_edsr", "csd_rcan"))]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
 def test_training_files_hold_the_papers_recipe(path):
     options = read_options(path)
     assert options["name"] == path.stem

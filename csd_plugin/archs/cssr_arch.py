@@ -18,6 +18,7 @@ from csd_plugin.slicing.widths import (
     check_width,
     example_shape,
     narrow_options,
+    width_arguments,
 )
 
 TEACHER = 1.0
@@ -58,6 +59,7 @@ class CSSRNet(nn.Module):
         self.options = {TEACHER: teacher_options} | {
             w: narrow_options(teacher_options, w, width_args) for w in self.widths
         }
+        self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self.example_shape = example_shape(teacher_options, example_input)
         teacher = _build(teacher_options)
         self._students: dict[float, tuple[nn.Module, ChannelMap]] = {}
@@ -67,6 +69,13 @@ class CSSRNet(nn.Module):
         # The wrapper registers the teacher's own children instead of the teacher, which keeps the stock names.
         object.__setattr__(self, "teacher", teacher)
         self._modules, self._parameters, self._buffers = teacher._modules, teacher._parameters, teacher._buffers
+        self._non_persistent_buffers_set = teacher._non_persistent_buffers_set
+
+    @property
+    def window_size(self) -> int:
+        """What height and width of an input must be a multiple of: the attention window of the backbone, or 1."""
+        window = self.options[TEACHER].get("window_size", 1)
+        return window if isinstance(window, int) else 1
 
     def forward(
         self, x: Tensor, width: float | Sequence[float] | None = None, detach: Sequence[float] = ()
@@ -111,6 +120,15 @@ class CSSRNet(nn.Module):
         for exported, own in zip(network.parameters(), self.teacher.parameters(), strict=True):
             exported.requires_grad_(own.requires_grad)
         return network.train(self.training)
+
+    def stock_options(self, width: float) -> dict[str, Any]:
+        """The option block `network_g` of the stock backbone at `width`, as short as the teacher's was given.
+
+        Raises:
+            ValueError: a width that this network does not have.
+        """
+        self._check_known(width)
+        return {key: value for key, value in self.options[width].items() if key in self._given}
 
     def train(self, mode: bool = True) -> "CSSRNet":
         """Set training or evaluation mode of the teacher and of every student."""

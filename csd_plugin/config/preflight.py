@@ -219,6 +219,12 @@ def _check_network(opt: Mapping[str, Any]) -> None:
     _check_pretrained(network, opt["path"])
     with torch.no_grad():
         *_, channels, height, _ = network(torch.zeros(network.example_shape)).shape
+    patch = opt["datasets"].get("train", {}).get("gt_size", 0)
+    if (patch // opt["scale"]) % network.window_size:
+        raise OptionError(
+            f"expected a multiple of scale {opt['scale']} x window_size {network.window_size}, got {patch} "
+            "(option datasets:train:gt_size)"
+        )
     side = network.example_shape[-2]
     if height != side * opt["scale"]:
         raise OptionError(

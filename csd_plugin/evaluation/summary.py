@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError
 from csd_plugin.evaluation.complexity import count_macs, count_parameters
 from csd_plugin.evaluation.sheet import crop_sheet, most_different_patch
+from csd_plugin.models.inference import run_padded
 
 _MACS_AT = (3, 180, 320)
 _PATCH = 72
@@ -132,7 +134,7 @@ def _validation_images(options: Mapping[str, Any]) -> Iterator[tuple[str, torch.
 def _outputs(network: CSSRNet, lq: torch.Tensor, scale: int) -> dict[float | None, np.ndarray]:
     outputs: dict[float | None, np.ndarray] = {None: upscale(tensor2img(lq), scale)}
     for width in (*network.widths, TEACHER):
-        outputs[width] = tensor2img(network(lq, width=width))
+        outputs[width] = tensor2img(run_padded(partial(network, width=width), network.window_size, lq))
     return outputs
 
 

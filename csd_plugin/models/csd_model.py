@@ -21,8 +21,8 @@ from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import cpu_state, save_atomically
 from csd_plugin.config.schema import TrainOptions, ValOptions, parse
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss
+from csd_plugin.models.inference import run_padded, self_ensemble
 from csd_plugin.models.negatives import Negatives, NegativeSampler
-from csd_plugin.models.self_ensemble import self_ensemble
 
 
 class CSDModel(SRModel):
@@ -90,7 +90,7 @@ class CSDModel(SRModel):
         net = self.net_g_ema if hasattr(self, "net_g_ema") else self._bare_net()
         was_training = net.training
         net.eval()
-        run = partial(net, width=self.active_width or net.widths[0])
+        run = partial(run_padded, partial(net, width=self.active_width or net.widths[0]), net.window_size)
         with torch.no_grad():
             self.output = self_ensemble(run, self.lq) if self.val_options.self_ensemble else run(self.lq)
         net.train(was_training)
@@ -241,7 +241,7 @@ class CSDModel(SRModel):
     @master_only
     def _log_students(self) -> None:
         for width, label in self.students.items():
-            options = self._bare_net().options[width]
+            options = self._bare_net().stock_options(width)
             block = yaml.safe_dump(
                 _plain_numbers(options), default_flow_style=True, sort_keys=False, width=1000
             ).strip()

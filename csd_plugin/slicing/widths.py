@@ -37,6 +37,7 @@ class BackboneSpec:
 BACKBONES: Mapping[str, BackboneSpec] = {
     "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=64),
     "BasicVSRPlusPlus": BackboneSpec(("mid_channels",), frames=2, side=64),
+    "CARN": BackboneSpec(("num_feat",)),
     "DUF": BackboneSpec(()),
     "ECBSR": BackboneSpec(("num_channel",)),
     "EDSR": BackboneSpec(("num_feat",)),
