@@ -7,7 +7,7 @@ from csd_plugin import ChannelMapError, CSSRNet, OptionError
 from csd_plugin.archs.cssr_arch import _build
 from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of
 from csd_plugin.slicing.proof import prove
-from csd_plugin.slicing.trace import trace_channels
+from csd_plugin.slicing.trace import trace_layouts
 from csd_plugin.slicing.widths import backbone_options, example_shape, narrow_options, scaled_channels
 from tests.backbones import IMAGE_BACKBONES, PREFIX_BACKBONES, SCALABLE, tiny
 
@@ -27,7 +27,7 @@ def networks(options, width=0.5, width_args=None):
 
 
 def traced(name, teacher, student, inputs):
-    return ChannelMap(trace_channels(name, teacher, student, inputs), shapes_of(teacher))
+    return ChannelMap.from_layouts(trace_layouts(name, teacher, student, inputs), shapes_of(teacher))
 
 
 def prefix(teacher, student):

@@ -1,16 +1,19 @@
 """CSSRNet: a channel-splitting super-resolution network around any BasicSR backbone (the paper, section 3.1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from csd_plugin.errors import OptionError
+from csd_plugin.evaluation.complexity import count_macs
 from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of, tensors_of
+from csd_plugin.slicing.importance import Order, importance_order, permute_channels
+from csd_plugin.slicing.layout import Layout
 from csd_plugin.slicing.proof import prove, without_weights
-from csd_plugin.slicing.trace import trace_channels
+from csd_plugin.slicing.trace import trace_layouts
 from csd_plugin.slicing.widths import (
     architecture,
     backbone_options,
@@ -37,6 +40,8 @@ class CSSRNet(nn.Module):
         backbone: options of the teacher, `type` and the constructor's arguments.
         width: ratio of the student's channels to the teacher's in (0, 1), or several; the first is the default student.
         width_args: constructor arguments to scale; None takes the ones known for the architecture.
+        channel_order: `stock` splits the teacher as it is; `importance` lets CSDModel permute a trained teacher
+            first, so that the student starts from its most important channels.
         example_input: shape of a small input that the backbone can run on; None takes the one known for it.
 
     Raises:
@@ -51,6 +56,7 @@ class CSSRNet(nn.Module):
         backbone: Mapping[str, Any],
         width: float | Sequence[float],
         width_args: Sequence[str] | None = None,
+        channel_order: Literal["stock", "importance"] = "stock",
         example_input: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +65,9 @@ class CSSRNet(nn.Module):
         self.options = {TEACHER: teacher_options} | {
             w: narrow_options(teacher_options, w, width_args) for w in self.widths
         }
+        if channel_order not in ("stock", "importance"):
+            raise OptionError(f"expected stock or importance, got {channel_order!r} (option network_g:channel_order)")
+        self.channel_order = channel_order
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self.example_shape = example_shape(teacher_options, example_input)
         teacher = _build(teacher_options)
@@ -121,6 +130,40 @@ class CSSRNet(nn.Module):
             exported.requires_grad_(own.requires_grad)
         return network.train(self.training)
 
+    def importance_order(self) -> Order:
+        """Order of the teacher's channels, the most important first, for `permute_channels`."""
+        return importance_order(dict(self.teacher.named_parameters()), self._layouts())
+
+    def permute_channels(self, order: Order) -> None:
+        """Permute the teacher's channels, which changes its students but not its own function.
+
+        Args:
+            order: from `importance_order` of this network or of one of the same structure.
+        """
+        permute_channels(tensors_of(self.teacher), self._layouts(), order)
+
+    def width_for(self, macs: float, size: tuple[int, int, int] = (3, 180, 320)) -> float:
+        """The widest of this network's widths within a budget, to choose one at run time.
+
+        Args:
+            macs: multiply-accumulates for one image.
+            size: channels, height and width of the image.
+
+        Returns:
+            A width, 1.0 for the teacher.
+
+        Raises:
+            ValueError: even the narrowest needs more.
+        """
+        cost = {w: count_macs(self.export(w), size) for w in sorted((TEACHER, *self.widths), reverse=True)}
+        for width, needed in cost.items():
+            if needed <= macs:
+                return width
+        raise ValueError(f"expected a budget of at least {min(cost.values())} MACs, got {macs}")
+
+    def _layouts(self) -> Mapping[str, Sequence[Layout]]:
+        return self._students[self.widths[0]][1].layouts
+
     def stock_options(self, width: float) -> dict[str, Any]:
         """The option block `network_g` of the stock backbone at `width`, as short as the teacher's was given.
 
@@ -178,7 +221,7 @@ def _proved_map(name: str, teacher: nn.Module, student: nn.Module, shape: tuple[
     key = repr((architecture(name), [(repr(network), shapes_of(network)) for network in (teacher, student)], shape))
     if key not in _PROVED:
         inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
-        channel_map = ChannelMap(trace_channels(name, teacher, student, inputs), shapes_of(teacher))
+        channel_map = ChannelMap.from_layouts(trace_layouts(name, teacher, student, inputs), shapes_of(teacher))
         prove(name, teacher, student, channel_map, inputs)
         _PROVED[key] = channel_map
     return _PROVED[key]

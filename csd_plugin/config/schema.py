@@ -134,6 +134,7 @@ class NetworkOptions(_Options):
     width: float | list[float]
     backbone: Block
     width_args: list[str] | None = None
+    channel_order: Literal["stock", "importance"] = "stock"
     example_input: list[int] | None = None
 
 

@@ -60,7 +60,13 @@ class CSDModel(SRModel):
 
     def init_training_settings(self) -> None:
         """Losses, EMA, optimizer and schedulers of SRModel, then the teacher's loss, the contrast and its negatives."""
+        order = None
+        if self._bare_net().channel_order == "importance" and self.opt["path"].get("resume_state") is None:
+            order = self._bare_net().importance_order()
+            self._bare_net().permute_channels(order)
         super().init_training_settings()
+        if order is not None and hasattr(self, "net_g_ema") and self.opt["path"].get("pretrain_network_g") is not None:
+            self.net_g_ema.permute_channels(order)  # which has just been loaded in the stock order
         options = self.train_options
         self.cri_teacher = build_loss(options.teacher_opt).to(self.device) if options.teacher_opt else None
         self.cri_contrast = build_loss(options.contrastive_opt).to(self.device) if options.contrastive_opt else None

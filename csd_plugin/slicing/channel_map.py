@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from csd_plugin.errors import ChannelMapError
+from csd_plugin.slicing.layout import Layout, channels
 
 Shapes = Mapping[str, torch.Size]
 
@@ -29,13 +30,20 @@ class ChannelMap:
     Attributes:
         channels: for each axis the teacher's channels, int64 (narrow,).
         shapes: shapes of the teacher's tensors.
+        layouts: what the channels were read from, if they were traced.
     """
 
     channels: Mapping[str, Sequence[np.ndarray]]
     shapes: Shapes
+    layouts: Mapping[str, Sequence[Layout]] = field(default_factory=dict, repr=False)
     _cache: dict[tuple[str, torch.device], tuple[tuple[slice, ...], dict[int, Tensor]]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    @classmethod
+    def from_layouts(cls, layouts: Mapping[str, Sequence[Layout]], shapes: Shapes) -> "ChannelMap":
+        """The map that traced layouts stand for."""
+        return cls({name: [channels(axis) for axis in axes] for name, axes in layouts.items()}, shapes, layouts)
 
     def slice(self, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's tensors, through which gradients flow back into the teacher's.
@@ -68,12 +76,12 @@ class ChannelMap:
 
 def _views_and_gathers(axes: Sequence[np.ndarray], device: torch.device) -> tuple[tuple[slice, ...], dict[int, Tensor]]:
     views, gathers = [], {}
-    for axis, channels in enumerate(axes):
-        if np.array_equal(channels, np.arange(len(channels))):
-            views.append(slice(0, len(channels)))
+    for axis, taken in enumerate(axes):
+        if np.array_equal(taken, np.arange(len(taken))):
+            views.append(slice(0, len(taken)))
         else:
             views.append(slice(None))
-            gathers[axis] = torch.from_numpy(channels).to(device)
+            gathers[axis] = torch.from_numpy(taken).to(device)
     return tuple(views), gathers
 
 

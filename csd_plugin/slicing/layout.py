@@ -6,7 +6,7 @@ qkv is 3 x heads x head_dim). Operations unify, cut and factor layouts; a free o
 it, in place. What is still free at the end maps to the first channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Literal
 
@@ -41,6 +41,10 @@ class Layout:
     def size(self) -> Size:
         """Sizes in the wide and in the narrow network."""
         return self.wide, self.narrow
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Layout":
+        """A layout belongs to the structure of a network, which copies share."""
+        return self
 
     def become(self, form: Literal["cat", "product"], parts: Sequence["Layout"]) -> None:
         """Give a free layout its structure."""
@@ -243,16 +247,57 @@ def _unify_product_with_shared(layout: Layout) -> None:
         raise LayoutError(f"an axis of {layout.wide} that both networks share meets one that they do not")
 
 
-def channels(layout: Layout) -> np.ndarray:
-    """For each channel of the narrow network, the one of the wide network that it takes: int64 (narrow,)."""
+def select(layout: Layout, chosen: Callable[[Layout], np.ndarray]) -> np.ndarray:
+    """Positions on an axis, when `chosen` says which positions to take on each of its indivisible parts.
+
+    Args:
+        layout: the axis.
+        chosen: from a free or shared layout to positions on it, int64.
+
+    Returns:
+        Positions in the wide network, int64.
+    """
     layout = find(layout)
     if layout.form in ("free", "same"):
-        return np.arange(layout.narrow)
+        return chosen(layout)
     parts = [find(p) for p in layout.parts]
     if layout.form == "cat":
         starts = np.cumsum([0, *(p.wide for p in parts[:-1])])
-        return np.concatenate([start + channels(p) for start, p in zip(starts, parts, strict=True)])
-    result = channels(parts[0])
+        return np.concatenate([start + select(p, chosen) for start, p in zip(starts, parts, strict=True)])
+    result = select(parts[0], chosen)
     for part in parts[1:]:
-        result = (result[:, None] * part.wide + channels(part)[None, :]).ravel()
+        result = (result[:, None] * part.wide + select(part, chosen)[None, :]).ravel()
     return result
+
+
+def channels(layout: Layout) -> np.ndarray:
+    """For each channel of the narrow network, the one of the wide network that it takes: int64 (narrow,)."""
+    return select(layout, lambda part: np.arange(part.narrow))
+
+
+def positions(layout: Layout) -> list[tuple[Layout, np.ndarray, np.ndarray]]:
+    """Where the free parts of an axis lie.
+
+    Returns:
+        For each occurrence of a free layout: the layout, positions on the axis and the channels of the layout that
+        they are, both int64.
+    """
+    layout = find(layout)
+    if layout.form == "free":
+        return [(layout, np.arange(layout.wide), np.arange(layout.wide))]
+    if layout.form == "same":
+        return []
+    parts = [find(p) for p in layout.parts]
+    found = []
+    if layout.form == "cat":
+        starts = np.cumsum([0, *(p.wide for p in parts[:-1])])
+        for start, part in zip(starts, parts, strict=True):
+            found += [(leaf, start + at, channel) for leaf, at, channel in positions(part)]
+        return found
+    for i, part in enumerate(parts):
+        before, after = prod(p.wide for p in parts[:i]), prod(p.wide for p in parts[i + 1 :])
+        for leaf, at, channel in positions(part):
+            grid = (np.arange(before)[:, None, None] * part.wide + at[None, :, None]) * after
+            grid = grid + np.arange(after)[None, None, :]
+            found.append((leaf, grid.ravel(), np.broadcast_to(channel[None, :, None], grid.shape).ravel()))
+    return found

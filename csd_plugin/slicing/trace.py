@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from csd_plugin.errors import ChannelMapError
 from csd_plugin.slicing.channel_map import tensors_of
-from csd_plugin.slicing.layout import Layout, LayoutError, channels, unify
+from csd_plugin.slicing.layout import Layout, LayoutError, unify
 from csd_plugin.slicing.rules import RULES, pointwise
 
 _COPIES = frozenset({"aten::clone", "aten::detach", "aten::alias", "aten::_to_copy", "aten::lift_fresh"})
@@ -103,10 +102,10 @@ class Pair:
         return [Layout(*size) for size in self.output_sizes(index)]
 
 
-def trace_channels(
+def trace_layouts(
     architecture: str, teacher: nn.Module, student: nn.Module, inputs: Sequence[Tensor]
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """For each parameter and buffer and each of its axes, the teacher's channels that the student takes.
+) -> dict[str, list[Layout]]:
+    """For each parameter and buffer the layouts of its axes.
 
     Args:
         architecture: name quoted in errors.
@@ -134,7 +133,7 @@ def trace_channels(
             raise ChannelMapError(
                 f"{architecture}: no channel map: operation {number} ({w.name}) on {shapes}: {error}"
             ) from None
-    return {name: tuple(channels(layout) for layout in layouts) for name, layouts in named.items()}
+    return named
 
 
 @torch.no_grad()
