@@ -25,6 +25,7 @@ setup(
         "pillow>=10.1",
         "pydantic>=2.5,<3",
         "pyyaml>=6.0",
+        "ruamel.yaml>=0.18",
         "scikit-image>=0.22",
         "setuptools",
         "torch>=2.4",

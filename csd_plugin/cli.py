@@ -12,6 +12,7 @@ import basicsr.train
 import torch
 
 from csd_plugin import compat
+from csd_plugin.config import wrap
 from csd_plugin.config.load import arguments
 from csd_plugin.data import prepare
 from csd_plugin.errors import OptionError
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=f"{text} as an option file says", parents=[arguments()])
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
+    wrap.add_arguments(commands.add_parser("wrap", help="turn a stock training file into one for a student"))
     return parser
 
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare.run(args)
         else:
             load_plugins()
-            summary.run(args)
+            {"summary": summary.run, "wrap": wrap.run}[args.command](args)
     except OptionError as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"basicsr {args.command}: error: {error}\n")

@@ -123,4 +123,4 @@ def test_version_and_help(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert all(command in out for command in ("train", "test", "prepare", "summary"))
+    assert all(command in out for command in ("train", "test", "prepare", "summary", "wrap"))

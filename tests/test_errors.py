@@ -82,9 +82,17 @@ CASES = {
         "wandb is not installed: pip install wandb, or set it to ~ (option logger:wandb:project)",
     ),
     "best metric that is none": ({"val:best_metric": "lpips"}, "(option val:best_metric)"),
-    "contrast on grey images": (
-        {"network_g:backbone": {"type": "MSRResNet", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 8, "upscale": 2}},
-        "the contrast needs RGB images",
+    "contrast on odd images": (
+        {
+            "network_g:backbone": {
+                "type": "SRVGGNetCompact",
+                "num_in_ch": 2,
+                "num_out_ch": 2,
+                "num_feat": 8,
+                "upscale": 2,
+            }
+        },
+        "the contrast needs RGB or grey images, the network gives 2 channels",
     ),
     "backbone that cannot be built": (
         {"network_g:backbone:rgb_mean": [0.5]},
@@ -159,6 +167,12 @@ def test_option_files_that_cannot_be_used(text, message, tmp_path, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yml"]
+
+
+def test_an_option_file_of_another_kind(tmp_path, capsys):
+    (tmp_path / "run.txt").write_text("name: x")
+    assert main(["train", "-opt", "run.txt"]) == 2
+    assert "expected an option file that ends with .yml, got run.txt" in capsys.readouterr().err
 
 
 def test_an_option_file_that_is_not_there(capsys):

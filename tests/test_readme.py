@@ -31,7 +31,7 @@ def test_commands_are_accepted_and_their_files_exist(command):
     words = command.split()
     words = words[words.index("csd_plugin") + 1 :] if "csd_plugin" in words else words[1:]
     args = _parser().parse_args(words)
-    if hasattr(args, "opt"):
+    if hasattr(args, "opt") and args.command != "wrap":
         assert (ROOT / args.opt).is_file()
 
 

@@ -22,6 +22,7 @@ from mmengine.config import Config
 from csd_plugin.config.preflight import check_launcher, check_options, check_run
 from csd_plugin.errors import OptionError
 
+YAML_SUFFIXES = (".yml", ".yaml")
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 Parser = Callable[..., tuple[dict[str, Any], argparse.Namespace]]
 
@@ -57,6 +58,8 @@ def _chain(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.suffix not in YAML_SUFFIXES:
+        raise OptionError(f"expected an option file that ends with .yml, got {path}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -54,7 +54,7 @@ def check_options(options: Mapping[str, Any], is_train: bool) -> None:
         near = suggestion(options["model_type"], MODEL_REGISTRY.keys())
         raise OptionError(f"no model {options['model_type']!r} is registered{near} (option model_type)")
     for phase, dataset in options["datasets"].items():
-        _check_dataset_block(dataset, f"datasets:{phase}")
+        _check_dataset_block(dataset, f"datasets:{phase}", strict=options["model_type"] == "CSDModel")
     if options["model_type"] != "CSDModel":
         return
     parsed = parse(CSDOptions, options)
@@ -104,13 +104,13 @@ def _resumes(opt: Mapping[str, Any]) -> bool:
     return paths.get("resume_state") is not None
 
 
-def _check_dataset_block(dataset: Mapping[str, Any], where: str) -> None:
+def _check_dataset_block(dataset: Mapping[str, Any], where: str, strict: bool) -> None:
     if not isinstance(dataset, Mapping) or "type" not in dataset:
         raise OptionError(f"missing option {where}:type")
     if dataset["type"] not in DATASET_REGISTRY:
         near = suggestion(dataset["type"], DATASET_REGISTRY.keys())
         raise OptionError(f"no data set type {dataset['type']!r} is registered{near} (option {where}:type)")
-    if dataset["type"] == "PairedImageDataset":
+    if strict and dataset["type"] == "PairedImageDataset":
         parsed = parse(PairedImageDatasetOptions, dataset, where)
         if where.split(":")[1].split("_")[0] == "train" and parsed.gt_size is None:
             raise OptionError(f"missing option {where}:gt_size")
@@ -230,9 +230,9 @@ def _check_network(opt: Mapping[str, Any]) -> None:
         raise OptionError(
             f"the network enlarges x{height // side} but scale is {opt['scale']} (options scale, network_g:backbone)"
         )
-    if (opt.get("train") or {}).get("contrastive_opt") and channels != 3:
+    if (opt.get("train") or {}).get("contrastive_opt") and channels not in (1, 3):
         raise OptionError(
-            f"the contrast needs RGB images, the network gives {channels} channels (option network_g:backbone)"
+            f"the contrast needs RGB or grey images, the network gives {channels} channels (option network_g:backbone)"
         )
 
 

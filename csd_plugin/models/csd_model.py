@@ -201,10 +201,10 @@ class CSDModel(SRModel):
             losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], self.gt)
         if self.cri_contrast is not None and (negatives is not None or self.train_options.negatives.num == 0):
             positive = outputs[TEACHER] if self.train_options.positive == "teacher" else self.gt
-            pushed_from = (negatives.images, negatives.pair_weights) if negatives else (None, None)
+            pushed_from = (_rgb(negatives.images), negatives.pair_weights) if negatives else (None, None)
             for width, label in self.students.items():
                 key = label.replace("student", "l_contrast")
-                losses[key] = self.cri_contrast(outputs[width], positive, *pushed_from)
+                losses[key] = self.cri_contrast(_rgb(outputs[width]), _rgb(positive), *pushed_from)
         return losses
 
     def _teacher_trains(self, current_iter: int) -> bool:
@@ -252,6 +252,11 @@ class CSDModel(SRModel):
                 _plain_numbers(options), default_flow_style=True, sort_keys=False, width=1000
             ).strip()
             get_root_logger().info(f"Stock {label} (width {width:g}) is network_g: {block}")
+
+
+def _rgb(images: Tensor) -> Tensor:
+    """Grey images (B, 1, H, W) as RGB ones for the VGG."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 class _Renamed:
