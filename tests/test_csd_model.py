@@ -162,6 +162,21 @@ def test_a_run_leaves_what_a_basicsr_user_expects(pairs, tmp_path):
     assert values["metrics/held/psnr"] != values["metrics/held_teacher/psnr"]
 
 
+def test_several_students_are_each_validated_saved_and_exported(pairs, tmp_path):
+    assert train(base_options(**{"network_g:width": [0.25, 0.5], "val:save_img": True})) == 0
+    folder = tmp_path / "experiments/tiny"
+    shared = load(folder / "models/net_g_latest.pth")["params"]
+    for width, channels in ((0.25, 2), (0.5, 4)):
+        student = load(folder / f"models/net_g_student_{width}_latest.pth")["params"]
+        _build({**EDSR, "num_feat": channels}).load_state_dict(student, strict=True)
+        assert torch.equal(student["conv_first.weight"], shared["conv_first.weight"][:channels])
+        assert (folder / f"models/net_g_student_{width}_best.pth").is_file()
+        assert (folder / f"visualization/student_{width}/im0/im0_2.png").is_file()
+    log = next(folder.glob("train_*.log")).read_text()
+    for name in ("held_student_0.25", "held_student_0.5", "held_teacher"):
+        assert f"Validation {name}" in log
+
+
 def test_the_best_student_is_kept(pairs, tmp_path, monkeypatch):
     from csd_plugin.models import csd_model
 

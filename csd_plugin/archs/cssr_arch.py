@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from csd_plugin.errors import OptionError
+from csd_plugin.errors import ChannelMapError, OptionError
 from csd_plugin.evaluation.complexity import count_macs
 from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of, tensors_of
 from csd_plugin.slicing.importance import Order, importance_order, permute_channels
@@ -71,6 +71,7 @@ class CSSRNet(nn.Module):
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self.example_shape = example_shape(teacher_options, example_input)
         teacher = _build(teacher_options)
+        _refuse_batch_norm(teacher_options["type"], teacher)
         self._students: dict[float, tuple[nn.Module, ChannelMap]] = {}
         for w in self.widths:
             self._students[w] = self._split(teacher, w, width_args)
@@ -203,7 +204,7 @@ class CSSRNet(nn.Module):
             narrow = _build(options)
         check_no_empty_layer(narrow, options, width, width_args)
         check_same_layers(options["type"], shapes_of(teacher), shapes_of(narrow))
-        channel_map = _proved_map(options["type"], teacher, narrow, self.example_shape)
+        channel_map = _proved_map(self.options[TEACHER], options, teacher, narrow, self.example_shape)
         return without_weights(narrow), channel_map
 
     def _replicate_for_data_parallel(self) -> "CSSRNet":
@@ -216,15 +217,27 @@ class CSSRNet(nn.Module):
 _PROVED: dict[str, ChannelMap] = {}
 
 
-def _proved_map(name: str, teacher: nn.Module, student: nn.Module, shape: tuple[int, ...]) -> ChannelMap:
-    """The channel map of a student, traced and proved; once for networks of the same structure, as an EMA copy is."""
-    key = repr((architecture(name), [(repr(network), shapes_of(network)) for network in (teacher, student)], shape))
+def _proved_map(
+    wide: Mapping[str, Any], narrow: Mapping[str, Any], teacher: nn.Module, student: nn.Module, shape: tuple[int, ...]
+) -> ChannelMap:
+    """The channel map of a student, traced and proved; once for networks of the same options, as an EMA copy is."""
+    name = wide["type"]
+    key = repr((architecture(name), wide, narrow, shape))
     if key not in _PROVED:
         inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
         channel_map = ChannelMap.from_layouts(trace_layouts(name, teacher, student, inputs), shapes_of(teacher))
         prove(name, teacher, student, channel_map, inputs)
         _PROVED[key] = channel_map
     return _PROVED[key]
+
+
+def _refuse_batch_norm(name: str, network: nn.Module) -> None:
+    """The statistics of one width are wrong for another, and nothing keeps them apart yet."""
+    for layer, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ChannelMapError(
+                f"{name}: batch normalisation ({layer}) is not supported: its statistics depend on the width"
+            )
 
 
 def _build(options: Mapping[str, Any]) -> nn.Module:
