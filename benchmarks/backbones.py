@@ -41,9 +41,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 _HEAD = f"""# Backbones
 
-Written by `python -m benchmarks.backbones`: each network is built at a usual size with `width: {WIDTH}`, the channels of
-its student are found by lock-step tracing and proved by the embedding invariant. *Gathered* counts the weights of which
-the student does not take the first channels; with prefix slices those would be wrong.
+Written by `python -m benchmarks.backbones`: each network is built at a usual size with `width: {WIDTH}`, the
+channels of its student are found by lock-step tracing and proved by the embedding invariant. *Gathered* counts the
+weights of which the student does not take the first channels; with prefix slices those would be wrong.
 
 | backbone | width arguments | teacher parameters | student parameters | weights | gathered |
 |---|---|---|---|---|---|
@@ -52,8 +52,8 @@ _TAIL = """
 An architecture of your own needs no entry here: name its arguments in `network_g:width_args`.
 
 BasicVSR, BasicVSR++ and EDVR are split and proved, but CSDModel trains on images, not yet on video. Without a GPU
-BasicSR builds BasicVSR++ without its deformable alignment, and that is the network in this table. {without} have no
-width. Backbones with batch normalisation are refused.
+BasicSR builds BasicVSR++ without its deformable alignment, and that is the network in this table. {without}
+have no width. Backbones with batch normalisation are refused.
 """
 
 
