@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csd_plugin import ContrastiveLoss, OptionError, contrastive_loss
-from csd_plugin.losses.vgg import LAYERS, VGGFeatures
+from csd_plugin.losses.vgg import IMAGENET_FILE, LAYERS, VGGFeatures
 
 WEIGHTS = {"relu1_1": 1 / 32, "relu3_1": 1 / 8}
 DISTANCES = pytest.mark.parametrize("distance", ["l1", "cosine"])
@@ -205,6 +205,12 @@ def test_a_file_that_is_no_vgg_is_refused(tmp_path):
     ):
         with pytest.raises(OptionError, match=message):
             ContrastiveLoss(vgg_weights=str(tmp_path / f"{name}.pth"))
+
+
+def test_the_imagenet_file_is_torchvisions():
+    from torchvision.models import VGG19_Weights
+
+    assert VGG19_Weights.IMAGENET1K_V1.url.endswith(f"/{IMAGENET_FILE}")
 
 
 def test_offline_imagenet_says_which_file_goes_where(monkeypatch, tmp_path):

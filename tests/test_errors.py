@@ -94,6 +94,10 @@ CASES = {
         },
         "the contrast needs RGB or grey images, the network gives 2 channels",
     ),
+    "video network": (
+        {"network_g:backbone": tiny("EDVR")},
+        "CSDModel trains on images, EDVR takes video (option network_g:backbone:type)",
+    ),
     "backbone that cannot be built": (
         {"network_g:backbone:rgb_mean": [0.5]},
         "EDSR cannot be built: shape '[1, 3, 1, 1]' is invalid for input of size 1 (option network_g:backbone)",

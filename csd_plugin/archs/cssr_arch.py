@@ -129,7 +129,8 @@ class CSSRNet(nn.Module):
         network.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, assign=True)
         for exported, own in zip(network.parameters(), self.teacher.parameters(), strict=True):
             exported.requires_grad_(own.requires_grad)
-        return network.train(self.training)
+        device = next(self.teacher.parameters()).device
+        return network.to(device).train(self.training)
 
     def importance_order(self) -> Order:
         """Order of the teacher's channels, the most important first, for `permute_channels`."""

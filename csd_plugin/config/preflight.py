@@ -216,6 +216,11 @@ def _check_network(opt: Mapping[str, Any]) -> None:
     """Build the network, which proves its students, and run it once on a tiny image."""
     with torch.random.fork_rng(devices=[]):
         network = CSSRNet(**{key: value for key, value in opt["network_g"].items() if key != "type"}).eval()
+    if len(network.example_shape) != 4:
+        raise OptionError(
+            f"CSDModel trains on images, {opt['network_g']['backbone']['type']} takes video "
+            "(option network_g:backbone:type)"
+        )
     _check_pretrained(network, opt["path"])
     with torch.no_grad():
         *_, channels, height, _ = network(torch.zeros(network.example_shape)).shape

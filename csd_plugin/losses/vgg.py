@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG19_Weights
 
 from csd_plugin.checkpoint import load_mapping
 from csd_plugin.errors import OptionError
 
 IMAGENET_FILE = "vgg19-dcbb9e9d.pth"
-_IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
 _BASICSR_FILE = Path("experiments/pretrained_models") / IMAGENET_FILE
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
@@ -133,7 +133,7 @@ def _download() -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(_IMAGENET_URL, str(target), hash_prefix="dcbb9e9d")
+        torch.hub.download_url_to_file(VGG19_Weights.IMAGENET1K_V1.url, str(target), hash_prefix="dcbb9e9d")
     except (urllib.error.URLError, OSError) as error:
         raise OptionError(
             f"the ImageNet VGG-19 is not on this machine and cannot be downloaded ({error}): put torchvision's "
