@@ -53,7 +53,7 @@ An architecture of your own needs no entry here: name its arguments in `network_
 
 BasicVSR, BasicVSR++ and EDVR are split and proved, but CSDModel trains on images, not yet on video. Without a GPU
 BasicSR builds BasicVSR++ without its deformable alignment, and that is the network in this table. {without}
-have no width. Backbones with batch normalisation are refused.
+have no width. In a backbone with batch normalisation each width has statistics and affine parameters of its own.
 """
 
 

@@ -176,19 +176,6 @@ def test_what_cannot_be_followed_is_refused(gather):
         prove("Odd", teacher, student, traced("Odd", teacher, student, inputs), inputs)
 
 
-def test_batch_norm_is_refused(monkeypatch, outsider):
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    class Normed(Outsider):
-        def __init__(self, base=8):
-            super().__init__(base)
-            self.norm = nn.BatchNorm2d(base)
-
-    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Outsider", Normed)
-    with pytest.raises(ChannelMapError, match=r"Outsider: batch normalisation \(norm\) is not supported"):
-        CSSRNet(outsider, 0.5, width_args=["base"])
-
-
 def test_networks_that_do_not_run_in_step_are_refused():
     ecbsr = {**tiny("ECBSR"), "with_idt": True, "num_channel": 16}
     with pytest.raises(ChannelMapError, match="ECBSR: .* do not carry out the same operations"):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from csd_plugin.errors import ChannelMapError, OptionError
+from csd_plugin.errors import OptionError
 from csd_plugin.evaluation.complexity import count_macs
 from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of, tensors_of
 from csd_plugin.slicing.importance import Order, importance_order, permute_channels
 from csd_plugin.slicing.layout import Layout
+from csd_plugin.slicing.own_norms import OwnNorms, width_key
 from csd_plugin.slicing.proof import prove, without_weights
 from csd_plugin.slicing.trace import trace_layouts
 from csd_plugin.slicing.widths import (
@@ -32,7 +33,8 @@ class CSSRNet(nn.Module):
 
     The teacher is the stock backbone. A student is the stock backbone built narrower and run, without weights of its
     own, on views of the teacher's weights. Parameters and `state_dict` are exactly the stock backbone's, so an official
-    checkpoint loads strictly and a checkpoint of this network loads in the stock architecture.
+    checkpoint loads strictly and a checkpoint of this network loads in the stock architecture. Only batch normalisation
+    adds to them: each student has its own, under `student_norms`, which a stock checkpoint initialises.
 
     Construction leaves the global random state as the stock backbone's constructor would.
 
@@ -71,15 +73,19 @@ class CSSRNet(nn.Module):
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self.example_shape = example_shape(teacher_options, example_input)
         teacher = _build(teacher_options)
-        _refuse_batch_norm(teacher_options["type"], teacher)
-        self._students: dict[float, tuple[nn.Module, ChannelMap]] = {}
+        self._students: dict[float, tuple[nn.Module, ChannelMap, OwnNorms]] = {}
         for w in self.widths:
             self._students[w] = self._split(teacher, w, width_args)
 
         # The wrapper registers the teacher's own children instead of the teacher, which keeps the stock names.
         object.__setattr__(self, "teacher", teacher)
-        self._modules, self._parameters, self._buffers = teacher._modules, teacher._parameters, teacher._buffers
+        self._modules, self._parameters, self._buffers = dict(teacher._modules), teacher._parameters, teacher._buffers
         self._non_persistent_buffers_set = teacher._non_persistent_buffers_set
+        norms = {width_key(w): norms for w, (_, _, norms) in self._students.items() if len(norms) > 0}
+        if norms:
+            self.student_norms = nn.ModuleDict(norms)
+            self.register_load_state_dict_pre_hook(_fill_in_norms)
+            self.load_state_dict(teacher.state_dict())
 
     @property
     def window_size(self) -> int:
@@ -123,7 +129,7 @@ class CSSRNet(nn.Module):
         self._check_known(width)
         weights = self.teacher.state_dict()
         if width != TEACHER:
-            weights = self._students[width][1].slice(weights)
+            weights = self._student_tensors(width, weights)
         with torch.random.fork_rng(devices=[]):
             network = _build(self.options[width])
         network.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, assign=True)
@@ -143,6 +149,8 @@ class CSSRNet(nn.Module):
             order: from `importance_order` of this network or of one of the same structure.
         """
         permute_channels(tensors_of(self.teacher), self._layouts(), order)
+        if "student_norms" in self._modules:
+            self.load_state_dict(self.teacher.state_dict())  # the students' norms start from the teacher's anew
 
     def width_for(self, macs: float, size: tuple[int, int, int] = (3, 180, 320)) -> float:
         """The widest of this network's widths within a budget, to choose one at run time.
@@ -178,7 +186,7 @@ class CSSRNet(nn.Module):
     def train(self, mode: bool = True) -> "CSSRNet":
         """Set training or evaluation mode of the teacher and of every student."""
         super().train(mode)
-        for network in (self.teacher, *(student for student, _ in self._students.values())):
+        for network in (self.teacher, *(student for student, _, _ in self._students.values())):
             network.train(mode)
         return self
 
@@ -190,8 +198,12 @@ class CSSRNet(nn.Module):
         self._check_known(width)
         if width == TEACHER:
             return self.teacher(x)
-        student, channel_map = self._students[width]
-        return functional_call(student, channel_map.slice(tensors_of(self.teacher)), (x,))
+        return functional_call(self._students[width][0], self._student_tensors(width, tensors_of(self.teacher)), (x,))
+
+    def _student_tensors(self, width: float, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        _, channel_map, norms = self._students[width]
+        own = norms.tensors()
+        return channel_map.slice({name: tensor for name, tensor in teacher.items() if name not in own}) | own
 
     def _check_known(self, width: float) -> None:
         if width != TEACHER and width not in self._students:
@@ -199,14 +211,14 @@ class CSSRNet(nn.Module):
 
     def _split(
         self, teacher: nn.Module, width: float, width_args: Sequence[str] | None
-    ) -> tuple[nn.Module, ChannelMap]:
+    ) -> tuple[nn.Module, ChannelMap, OwnNorms]:
         options = self.options[width]
         with torch.random.fork_rng(devices=[]):
             narrow = _build(options)
         check_no_empty_layer(narrow, options, width, width_args)
         check_same_layers(options["type"], shapes_of(teacher), shapes_of(narrow))
         channel_map = _proved_map(self.options[TEACHER], options, teacher, narrow, self.example_shape)
-        return without_weights(narrow), channel_map
+        return without_weights(narrow), channel_map, OwnNorms(narrow, channel_map)
 
     def _replicate_for_data_parallel(self) -> "CSSRNet":
         raise OptionError(
@@ -232,13 +244,9 @@ def _proved_map(
     return _PROVED[key]
 
 
-def _refuse_batch_norm(name: str, network: nn.Module) -> None:
-    """The statistics of one width are wrong for another, and nothing keeps them apart yet."""
-    for layer, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ChannelMapError(
-                f"{name}: batch normalisation ({layer}) is not supported: its statistics depend on the width"
-            )
+def _fill_in_norms(net: CSSRNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for width, (_student, _map, norms) in net._students.items():
+        norms.fill_in(state, prefix, f"{prefix}student_norms.{width_key(width)}.")
 
 
 def _build(options: Mapping[str, Any]) -> nn.Module:

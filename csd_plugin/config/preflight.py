@@ -252,6 +252,7 @@ def _check_pretrained(network: nn.Module, path_options: Mapping[str, Any]) -> No
         raise OptionError(f"{path} holds no weights under {key!r} (options path:pretrain_network_g, path:param_key_g)")
     shapes = {name.removeprefix("module."): tensor.shape for name, tensor in state.items()}
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    own = {name: shape for name, shape in own.items() if name in shapes or not name.startswith("student_norms.")}
     different = next((name for name in sorted(own | shapes) if own.get(name) != shapes.get(name)), None)
     if different is not None:
         expected, found = (tuple(s[different]) if different in s else "nothing" for s in (own, shapes))

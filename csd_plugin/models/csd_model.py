@@ -91,6 +91,17 @@ class CSDModel(SRModel):
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
+    @torch.no_grad()
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Moving average of the parameters; buffers, such as the statistics of a batch normalisation, are copied.
+
+        Args:
+            decay: weight of the average so far.
+        """
+        super().model_ema(decay)
+        for average, buffer in zip(self.net_g_ema.buffers(), self._bare_net().buffers(), strict=True):
+            average.copy_(buffer)
+
     def test(self) -> None:
         """Super-resolve `self.lq` at the active width (the default student's) into `self.output`."""
         net = self.net_g_ema if hasattr(self, "net_g_ema") else self._bare_net()
