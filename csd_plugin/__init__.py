@@ -10,9 +10,11 @@ from csd_plugin.archs.cssr_arch import CSSRNet
 from csd_plugin.errors import ChannelMapError, OptionError
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss, contrastive_loss
 from csd_plugin.models.csd_model import CSDModel
+from csd_plugin.slicing.widths import BackboneSpec, register_backbone
 from csd_plugin.version import __version__
 
 __all__ = [
+    "BackboneSpec",
     "CARN",
     "CSDModel",
     "CSSRNet",
@@ -21,6 +23,7 @@ __all__ = [
     "OptionError",
     "__version__",
     "contrastive_loss",
+    "register_backbone",
 ]
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from csd_plugin import ChannelMapError, CSSRNet, OptionError
 from csd_plugin.archs.cssr_arch import _build
-from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of
+from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, first_channels, shapes_of
 from csd_plugin.slicing.proof import prove
 from csd_plugin.slicing.trace import trace_layouts
 from csd_plugin.slicing.widths import backbone_options, example_shape, narrow_options, scaled_channels
@@ -31,8 +31,7 @@ def traced(name, teacher, student, inputs):
 
 
 def prefix(teacher, student):
-    narrow = {name: [np.arange(n) for n in shape] for name, shape in shapes_of(student).items()}
-    return ChannelMap(narrow, shapes_of(teacher))
+    return first_channels(shapes_of(teacher), shapes_of(student))
 
 
 @pytest.mark.parametrize("name", SCALABLE)

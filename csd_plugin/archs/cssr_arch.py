@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from csd_plugin.errors import OptionError
+from csd_plugin.errors import ChannelMapError, OptionError
 from csd_plugin.evaluation.complexity import count_macs
-from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, shapes_of, tensors_of
+from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, first_channels, shapes_of, tensors_of
+from csd_plugin.slicing.declared import Declaration, declared_channels
 from csd_plugin.slicing.importance import Order, importance_order, permute_channels
 from csd_plugin.slicing.layout import Layout
 from csd_plugin.slicing.own_norms import OwnNorms, width_key
@@ -45,6 +47,7 @@ class CSSRNet(nn.Module):
         channel_order: `stock` splits the teacher as it is; `importance` lets CSDModel permute a trained teacher
             first, so that the student starts from its most important channels.
         example_input: shape of a small input that the backbone can run on; None takes the one known for it.
+        channel_map: what the trace cannot find out, see `csd_plugin.slicing.declared`.
 
     Raises:
         OptionError: an argument is unknown or out of range, or a width leaves a layer without channels.
@@ -60,6 +63,7 @@ class CSSRNet(nn.Module):
         width_args: Sequence[str] | None = None,
         channel_order: Literal["stock", "importance"] = "stock",
         example_input: Sequence[int] | None = None,
+        channel_map: Declaration | None = None,
     ) -> None:
         super().__init__()
         self.widths = _checked_widths(width)
@@ -73,6 +77,7 @@ class CSSRNet(nn.Module):
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self.example_shape = example_shape(teacher_options, example_input)
         teacher = _build(teacher_options)
+        self._declaration = channel_map or {}
         self._students: dict[float, tuple[nn.Module, ChannelMap, OwnNorms]] = {}
         for w in self.widths:
             self._students[w] = self._split(teacher, w, width_args)
@@ -139,7 +144,13 @@ class CSSRNet(nn.Module):
         return network.to(device).train(self.training)
 
     def importance_order(self) -> Order:
-        """Order of the teacher's channels, the most important first, for `permute_channels`."""
+        """Order of the teacher's channels, the most important first, for `permute_channels`.
+
+        Raises:
+            OptionError: the channel map is declared, not traced, so that what belongs together is not known.
+        """
+        if not self._layouts():
+            raise OptionError("a declared channel map cannot be ordered (option network_g:channel_order)")
         return importance_order(dict(self.teacher.named_parameters()), self._layouts())
 
     def permute_channels(self, order: Order) -> None:
@@ -217,7 +228,13 @@ class CSSRNet(nn.Module):
             narrow = _build(options)
         check_no_empty_layer(narrow, options, width, width_args)
         check_same_layers(options["type"], shapes_of(teacher), shapes_of(narrow))
-        channel_map = _proved_map(self.options[TEACHER], options, teacher, narrow, self.example_shape)
+        wide_shapes, narrow_shapes = shapes_of(teacher), shapes_of(narrow)
+        declared = declared_channels(self._declaration, wide_shapes, narrow_shapes, width)
+        question = (self.options[TEACHER], options, self.example_shape, sorted(self._declaration.items()))
+        key = repr((architecture(options["type"]), question))
+        if key not in _PROVED:
+            _PROVED[key] = _proved_map(options["type"], teacher, narrow, self.example_shape, declared)
+        channel_map = _PROVED[key]
         return without_weights(narrow), channel_map, OwnNorms(narrow, channel_map)
 
     def _replicate_for_data_parallel(self) -> "CSSRNet":
@@ -227,21 +244,29 @@ class CSSRNet(nn.Module):
         )
 
 
+# Channel maps by everything that decides on them, so that the EMA copy of a network is not proved again.
 _PROVED: dict[str, ChannelMap] = {}
 
 
 def _proved_map(
-    wide: Mapping[str, Any], narrow: Mapping[str, Any], teacher: nn.Module, student: nn.Module, shape: tuple[int, ...]
+    name: str,
+    teacher: nn.Module,
+    student: nn.Module,
+    shape: tuple[int, ...],
+    declared: Mapping[tuple[str, int], np.ndarray],
 ) -> ChannelMap:
-    """The channel map of a student, traced and proved; once for networks of the same options, as an EMA copy is."""
-    name = wide["type"]
-    key = repr((architecture(name), wide, narrow, shape))
-    if key not in _PROVED:
-        inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
+    """The channel map of a student: traced, or else the first channels, with what is declared in its place; proved."""
+    inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
+    try:
         channel_map = ChannelMap.from_layouts(trace_layouts(name, teacher, student, inputs), shapes_of(teacher))
-        prove(name, teacher, student, channel_map, inputs)
-        _PROVED[key] = channel_map
-    return _PROVED[key]
+    except ChannelMapError:
+        if not declared:
+            raise
+        channel_map = first_channels(shapes_of(teacher), shapes_of(student))
+    if declared:
+        channel_map = channel_map.with_axes(declared)
+    prove(name, teacher, student, channel_map, inputs)
+    return channel_map
 
 
 def _fill_in_norms(net: CSSRNet, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -136,6 +136,7 @@ class NetworkOptions(_Options):
     width_args: list[str] | None = None
     channel_order: Literal["stock", "importance"] = "stock"
     example_input: list[int] | None = None
+    channel_map: dict[str, dict[int, list[int | str]]] | None = None
 
 
 class CSDOptions(_Options):

@@ -45,6 +45,14 @@ class ChannelMap:
         """The map that traced layouts stand for."""
         return cls({name: [channels(axis) for axis in axes] for name, axes in layouts.items()}, shapes, layouts)
 
+    def with_axes(self, declared: Mapping[tuple[str, int], np.ndarray]) -> "ChannelMap":
+        """The same map with other channels on some axes; it is no longer one that was traced."""
+        channels = {
+            name: [declared.get((name, axis), taken) for axis, taken in enumerate(axes)]
+            for name, axes in self.channels.items()
+        }
+        return ChannelMap(channels, self.shapes)
+
     def slice(self, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The student's tensors, through which gradients flow back into the teacher's.
 
@@ -83,6 +91,11 @@ def _views_and_gathers(axes: Sequence[np.ndarray], device: torch.device) -> tupl
             views.append(slice(None))
             gathers[axis] = torch.from_numpy(taken).to(device)
     return tuple(views), gathers
+
+
+def first_channels(wide: Shapes, narrow: Shapes) -> ChannelMap:
+    """The map that takes the first channels of every axis, right where no layer reads a concatenation."""
+    return ChannelMap({name: [np.arange(n) for n in shape] for name, shape in narrow.items()}, wide)
 
 
 def check_same_layers(architecture: str, wide: Shapes, narrow: Shapes) -> None:

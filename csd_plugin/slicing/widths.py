@@ -34,7 +34,7 @@ class BackboneSpec:
     side: int = 8
 
 
-BACKBONES: Mapping[str, BackboneSpec] = {
+BACKBONES: dict[str, BackboneSpec] = {
     "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=64),
     "BasicVSRPlusPlus": BackboneSpec(("mid_channels",), frames=2, side=64),
     "CARN": BackboneSpec(("num_feat",)),
@@ -53,6 +53,20 @@ BACKBONES: Mapping[str, BackboneSpec] = {
 }
 
 _CHANNEL_ARGS = ("num_in_ch", "in_channels", "in_chans")
+
+
+def register_backbone(name: str, spec: BackboneSpec) -> None:
+    """Make the width arguments of an architecture of one's own known, instead of naming them in each option file.
+
+    Args:
+        name: name under which the architecture is registered with BasicSR.
+        spec: what there is to know of it.
+
+    Raises:
+        KeyError: another spec has been registered for it.
+    """
+    if BACKBONES.setdefault(name, spec) != spec:
+        raise KeyError(f"{name} has another spec already: {BACKBONES[name]}")
 
 
 def scaled_channels(channels: int, width: float) -> int:
