@@ -17,7 +17,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "EDSR 64/16": {"type": "EDSR", **_ENDS, "num_feat": 64, "num_block": 16},
     "EDSR 256/32": {"type": "EDSR", **_ENDS, "num_feat": 256, "num_block": 32, "res_scale": 0.1},
     "RCAN 64/10x20": {"type": "RCAN", **_ENDS, "num_feat": 64, "num_group": 10, "num_block": 20},
+    "SwinIR-M": {
+        "type": "SwinIR",
+        "img_size": 48,
+        "window_size": 8,
+        "depths": [6] * 6,
+        "num_heads": [6] * 6,
+        "embed_dim": 180,
+        "mlp_ratio": 2,
+        "upscale": 4,
+        "upsampler": "pixelshuffle",
+    },
 }
+WIDTH = 0.5
 
 
 def _cost(build: Callable[[], object]) -> tuple[float, float]:
@@ -36,7 +48,7 @@ def _measure(name: str, kind: str) -> tuple[float, float]:
     arguments = {key: value for key, value in backbone.items() if key != "type"}
     if kind == "stock":
         return _cost(lambda: architecture(backbone["type"])(**arguments))
-    return _cost(lambda: CSSRNet(backbone, 0.25))
+    return _cost(lambda: CSSRNet(backbone, WIDTH))
 
 
 def main() -> None:
@@ -50,7 +62,7 @@ def main() -> None:
                 results.append(pool.apply(_measure, (name, kind)))
         (s, m), (cs, cm) = results
         lines.append(f"{name:15}{s:9.2f}{cs:11.2f}{cs / s:8.1f}{m:11.0f}{cm:13.0f}{cm / m:8.1f}")
-    lines.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads, width 0.25, CPU")
+    lines.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads, width {WIDTH}, CPU")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

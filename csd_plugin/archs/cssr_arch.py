@@ -10,12 +10,19 @@ from torch.func import functional_call
 
 from csd_plugin.errors import ChannelMapError, OptionError
 from csd_plugin.evaluation.complexity import count_macs
-from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, first_channels, shapes_of, tensors_of
+from csd_plugin.slicing.channel_map import (
+    ChannelMap,
+    check_same_layers,
+    first_channels,
+    shapes_of,
+    tensors_of,
+    without_weights,
+)
 from csd_plugin.slicing.declared import Declaration, declared_channels
 from csd_plugin.slicing.importance import Order, importance_order, permute_channels
 from csd_plugin.slicing.layout import Layout
 from csd_plugin.slicing.own_norms import OwnNorms, width_key
-from csd_plugin.slicing.proof import prove, without_weights
+from csd_plugin.slicing.proof import prove
 from csd_plugin.slicing.trace import trace_layouts
 from csd_plugin.slicing.widths import (
     architecture,

@@ -1,5 +1,6 @@
 """Which teacher channels each student weight takes."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from csd_plugin.errors import ChannelMapError
 from csd_plugin.slicing.layout import Layout, channels
 
 Shapes = Mapping[str, torch.Size]
+Places = tuple[tuple[slice, ...], dict[int, Tensor]]
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -21,6 +23,16 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
     """Shapes of parameters and buffers by name."""
     return {name: tensor.shape for name, tensor in tensors_of(network).items()}
+
+
+def without_weights(network: nn.Module) -> nn.Module:
+    """A copy of `network` whose parameters and buffers hold no memory (meta device), to be run with `functional_call`.
+
+    Tensors that are plain attributes (EDSR's `mean`) keep their values.
+    """
+    memo: dict[int, Tensor] = {id(b): b.to("meta") for b in network.buffers()}
+    memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, memo)
 
 
 @dataclass(frozen=True)
@@ -36,9 +48,7 @@ class ChannelMap:
     channels: Mapping[str, Sequence[np.ndarray]]
     shapes: Shapes
     layouts: Mapping[str, Sequence[Layout]] = field(default_factory=dict, repr=False)
-    _cache: dict[tuple[str, torch.device], tuple[tuple[slice, ...], dict[int, Tensor]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _cache: dict[tuple[str, torch.device], Places] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_layouts(cls, layouts: Mapping[str, Sequence[Layout]], shapes: Shapes) -> "ChannelMap":
@@ -68,21 +78,29 @@ class ChannelMap:
         embedded = {}
         for name, tensor in student.items():
             embedded[name] = tensor.new_zeros(self.shapes[name])
-            embedded[name][tuple(torch.from_numpy(grid) for grid in np.ix_(*self.channels[name]))] = tensor
+            views, gathers = self._places(name, tensor.device)
+            if gathers:
+                grid = tuple(torch.from_numpy(axis).to(tensor.device) for axis in np.ix_(*self.channels[name]))
+                embedded[name][grid] = tensor
+            else:
+                embedded[name][views] = tensor
         return embedded
 
     def _take(self, name: str, tensor: Tensor) -> Tensor:
-        key = (name, tensor.device)
-        if key not in self._cache:
-            self._cache[key] = _views_and_gathers(self.channels[name], tensor.device)
-        views, gathers = self._cache[key]
+        views, gathers = self._places(name, tensor.device)
         tensor = tensor[views]
         for axis, index in gathers.items():
             tensor = tensor.index_select(axis, index)
         return tensor
 
+    def _places(self, name: str, device: torch.device) -> Places:
+        key = (name, device)
+        if key not in self._cache:
+            self._cache[key] = _views_and_gathers(self.channels[name], device)
+        return self._cache[key]
 
-def _views_and_gathers(axes: Sequence[np.ndarray], device: torch.device) -> tuple[tuple[slice, ...], dict[int, Tensor]]:
+
+def _views_and_gathers(axes: Sequence[np.ndarray], device: torch.device) -> Places:
     views, gathers = [], {}
     for axis, taken in enumerate(axes):
         if np.array_equal(taken, np.arange(len(taken))):

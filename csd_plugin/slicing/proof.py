@@ -6,16 +6,17 @@ zero instead of its channel. It needs no training. Normalisation across channels
 depend on the width, and is left out of both networks for the proof.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from csd_plugin.errors import ChannelMapError
-from csd_plugin.slicing.channel_map import ChannelMap
+from csd_plugin.slicing.channel_map import ChannelMap, without_weights
 
 Layers = list[tuple[str, Tensor]]
 
@@ -23,16 +24,6 @@ _RELATIVE_TOLERANCE = 1e-9
 _GAIN = 0.5
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _CROSS_CHANNEL_NORMS = (nn.LayerNorm, nn.GroupNorm)
-
-
-def without_weights(network: nn.Module) -> nn.Module:
-    """A copy of `network` whose parameters and buffers hold no memory (meta device), to be run with `functional_call`.
-
-    Tensors that are plain attributes (EDSR's `mean`) keep their values.
-    """
-    memo: dict[int, Tensor] = {id(b): b.to("meta") for b in network.buffers()}
-    memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
-    return copy.deepcopy(network, memo)
 
 
 def random_weights(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -68,9 +59,14 @@ def prove(
     """
     wide, narrow = without_weights(teacher), without_weights(student)
     narrow_tensors = random_weights(narrow, torch.Generator().manual_seed(0))
-    for name, buffer in student.named_buffers():
+    buffers = dict(student.named_buffers())
+    for name, buffer in buffers.items():
         narrow_tensors[name] = buffer.double() if buffer.is_floating_point() else buffer.clone()
-    wide_tensors = channel_map.embed(narrow_tensors)
+    wide_tensors: dict[str, Tensor] = {}
+    for name, tensor in narrow_tensors.items():
+        wide_tensors[name] = (
+            channel_map.embed({name: tensor})[name] if name in buffers else _Embedded(channel_map, name, tensor)
+        )
     for network, tensors in ((wide, wide_tensors), (narrow, narrow_tensors)):
         _leave_norms_out(network, tensors)
     _share_constants(wide, narrow)
@@ -87,6 +83,29 @@ def prove(
             f"{architecture}: the student cannot be proved to be a slice of the teacher: "
             f"{layer or 'the network'} gives another result inside the wide network"
         )
+
+
+class _Embedded(Tensor):
+    """A teacher's weight that is zero but for the student's, made anew for each operation that reads it.
+
+    A float64 copy of all weights would take twice the memory of the network that is being built.
+    """
+
+    @staticmethod
+    def __new__(cls: type["_Embedded"], channel_map: ChannelMap, name: str, student: Tensor) -> "_Embedded":
+        return Tensor._make_wrapper_subclass(cls, channel_map.shapes[name], dtype=student.dtype)
+
+    def __init__(self, channel_map: ChannelMap, name: str, student: Tensor) -> None:
+        self._made_from = channel_map, name, student
+
+    def _make(self) -> Tensor:
+        channel_map, name, student = self._made_from
+        return channel_map.embed({name: student})[name]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        made = tree_map(lambda leaf: leaf._make() if isinstance(leaf, cls) else leaf, (args, kwargs or {}))
+        return func(*made[0], **made[1])
 
 
 def _leave_norms_out(network: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from csd_plugin.errors import ChannelMapError
-from csd_plugin.slicing.channel_map import tensors_of
+from csd_plugin.slicing.channel_map import tensors_of, without_weights
 from csd_plugin.slicing.layout import Layout, LayoutError, unify
 from csd_plugin.slicing.rules import RULES, pointwise
 
@@ -109,22 +109,19 @@ def trace_layouts(
 
     Args:
         architecture: name quoted in errors.
-        teacher: wide network on the CPU.
-        student: narrow network on the CPU.
+        teacher: wide network.
+        student: narrow network.
         inputs: positional arguments of the forward pass, the same for both.
 
     Raises:
         ChannelMapError: the networks do not run in step, or an operation has no rule or contradicts the others.
     """
-    for training in (False, True):
-        wide, narrow = (_record(network, inputs, training) for network in (teacher, student))
-        if [o.name for o in wide.steps] == [o.name for o in narrow.steps]:
-            break
-    else:
+    networks, wide, narrow = _record_both(teacher, student, inputs)
+    if [o.name for o in wide.steps] != [o.name for o in narrow.steps]:
         raise ChannelMapError(f"{architecture}: the wide and the narrow network do not carry out the same operations")
     lockstep = _Lockstep(wide, narrow)
-    narrow_tensors = tensors_of(student)
-    named = {name: lockstep.meet(tensor, narrow_tensors[name]) for name, tensor in tensors_of(teacher).items()}
+    wide_tensors, narrow_tensors = map(tensors_of, networks)
+    named = {name: lockstep.meet(tensor, narrow_tensors[name]) for name, tensor in wide_tensors.items()}
     for number, (w, n) in enumerate(zip(wide.steps, narrow.steps, strict=True)):
         try:
             lockstep.relate(w, n)
@@ -134,6 +131,28 @@ def trace_layouts(
                 f"{architecture}: no channel map: operation {number} ({w.name}) on {shapes}: {error}"
             ) from None
     return named
+
+
+def _record_both(
+    teacher: nn.Module, student: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[tuple[nn.Module, nn.Module], _Recorder, _Recorder]:
+    """Record both networks, without memory for their values where they do not read them.
+
+    Evaluation mode comes first; a network that loops over its channels there (ECBSR) is in step in training mode only.
+    """
+    shadows = without_weights(teacher), without_weights(student)
+    attempts = [(shadows, [x.to("meta") for x in inputs]), ((teacher, student), list(inputs))]
+    for networks, values in attempts:
+        for training in (False, True):
+            try:
+                wide, narrow = (_record(network, values, training) for network in networks)
+            except (RuntimeError, NotImplementedError):
+                if networks is not shadows:
+                    raise
+                continue
+            if [o.name for o in wide.steps] == [o.name for o in narrow.steps]:
+                return networks, wide, narrow
+    return (teacher, student), wide, narrow
 
 
 @torch.no_grad()
