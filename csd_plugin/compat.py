@@ -15,9 +15,7 @@ from csd_plugin import import_mends  # noqa: F401  isort: skip  (must come befor
 import basicsr
 import basicsr.test
 import basicsr.train
-import basicsr.utils
 import basicsr.utils.dist_util
-import basicsr.utils.logger
 import torch
 from basicsr.models.base_model import BaseModel
 from torch import nn

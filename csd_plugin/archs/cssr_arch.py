@@ -99,6 +99,16 @@ class CSSRNet(nn.Module):
             self.register_load_state_dict_pre_hook(_fill_in_norms)
             self.load_state_dict(teacher.state_dict())
 
+    @classmethod
+    def from_options(cls, network_g: Mapping[str, Any]) -> "CSSRNet":
+        """Build the network from the option block `network_g`, whose `type` is this class."""
+        return cls(**{key: value for key, value in network_g.items() if key != "type"})
+
+    @property
+    def students(self) -> dict[float, str]:
+        """Name of the student at each width: `student`, or `student_<width>` where there are several."""
+        return {w: "student" if len(self.widths) == 1 else f"student_{w:g}" for w in self.widths}
+
     @property
     def window_size(self) -> int:
         """What height and width of an input must be a multiple of: the attention window of the backbone, or 1."""
@@ -234,8 +244,8 @@ class CSSRNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             narrow = _build(options)
         check_no_empty_layer(narrow, options, width, width_args)
-        check_same_layers(options["type"], shapes_of(teacher), shapes_of(narrow))
         wide_shapes, narrow_shapes = shapes_of(teacher), shapes_of(narrow)
+        check_same_layers(options["type"], wide_shapes, narrow_shapes)
         declared = declared_channels(self._declaration, wide_shapes, narrow_shapes, width)
         question = (self.options[TEACHER], options, self.example_shape, sorted(self._declaration.items()))
         key = repr((architecture(options["type"]), question))

@@ -40,21 +40,19 @@ def read_options(path: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     Raises:
         OptionError: a file is missing, is no safe YAML mapping, or an override cannot be read.
     """
-    for file in _chain(Path(path)):
-        _read_yaml(file)
+    _check_files(Path(path))
     options = Config.fromfile(str(path))
     options.merge_from_dict(dict(_override(entry) for entry in overrides))
     return _plain(options.to_dict())
 
 
-def _chain(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The file and every file that it builds on."""
+def _check_files(path: Path, above: tuple[Path, ...] = ()) -> None:
+    """Read the file and every file that it builds on with the safe loader, before anything else reads them."""
     if path in above:
         raise OptionError(f"{path}: _base_ leads back to itself")
-    yield path
     bases = _read_yaml(path).get("_base_", [])
     for base in [bases] if isinstance(bases, str) else bases:
-        yield from _chain(path.parent / base, (*above, path))
+        _check_files(path.parent / base, (*above, path))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from csd_plugin.checkpoint import load_mapping, newest_state
 from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, ValOptions, parse
 from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError, suggestion
-from csd_plugin.losses.vgg import weights_file
 
 _LAUNCHER_VARIABLES = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}
 
@@ -215,7 +214,7 @@ def check_batch(dataset: Mapping[str, Any], count: int, world_size: int, where: 
 def _check_network(opt: Mapping[str, Any]) -> None:
     """Build the network, which proves its students, and run it once on a tiny image."""
     with torch.random.fork_rng(devices=[]):
-        network = CSSRNet(**{key: value for key, value in opt["network_g"].items() if key != "type"}).eval()
+        network = CSSRNet.from_options(opt["network_g"]).eval()
     if len(network.example_shape) != 4:
         raise OptionError(
             f"CSDModel trains on images, {opt['network_g']['backbone']['type']} takes video "
@@ -285,7 +284,6 @@ def _check_vgg(opt: Mapping[str, Any]) -> None:
     contrastive = (opt.get("train") or {}).get("contrastive_opt")
     if not opt["is_train"] or not contrastive:
         return
-    weights_file(contrastive.get("vgg_weights", "imagenet"))
     loss: type[nn.Module] = LOSS_REGISTRY.get(contrastive["type"])
     built = loss(**{key: value for key, value in contrastive.items() if key != "type"})
     halvings = sum(isinstance(layer, nn.MaxPool2d) for layer in built.modules())

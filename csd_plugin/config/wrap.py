@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         merged = read_options(partial)
         check_options(merged, is_train=True)
-        CSSRNet(**{key: value for key, value in merged["network_g"].items() if key != "type"})
+        CSSRNet.from_options(merged["network_g"])
         partial.replace(args.output)
     finally:
         partial.unlink(missing_ok=True)

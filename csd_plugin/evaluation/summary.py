@@ -98,7 +98,7 @@ def load_network(network_options: Mapping[str, Any], checkpoint: Path) -> CSSRNe
     """
     if not checkpoint.is_file():
         raise OptionError(f"no such checkpoint: {checkpoint} (train first, or see --checkpoint)")
-    network = CSSRNet(**{key: value for key, value in network_options.items() if key != "type"})
+    network = CSSRNet.from_options(network_options)
     state = load_mapping(checkpoint, "--checkpoint")
     try:
         network.load_state_dict(state.get("params_ema", state["params"]))
@@ -171,8 +171,7 @@ def print_table(methods: Mapping[float | None, Method]) -> None:
 
 
 def _print_files(network: CSSRNet, experiment: Path, checkpoint: str, picture: Path) -> None:
-    labels = ["student"] if len(network.widths) == 1 else [f"student_{w:g}" for w in network.widths]
-    students = [experiment / "models" / f"net_g_{label}_{checkpoint}.pth" for label in labels]
+    students = [experiment / "models" / f"net_g_{label}_{checkpoint}.pth" for label in network.students.values()]
     lines = [f"student for stock BasicSR  {path}" for path in students]
     lines += [f"teacher and student       {experiment / 'models' / f'net_g_{checkpoint}.pth'}"]
     lines += [f"side by side              {picture}"]

@@ -54,9 +54,8 @@ class CSDModel(SRModel):
 
     @property
     def students(self) -> dict[float, str]:
-        """Name of the student at each width: `student`, or `student_<width>` where there are several."""
-        widths = self._bare_net().widths
-        return {w: "student" if len(widths) == 1 else f"student_{w:g}" for w in widths}
+        """Name of the student at each width, as `CSSRNet` has it."""
+        return self._bare_net().students
 
     def init_training_settings(self) -> None:
         """Losses, EMA, optimizer and schedulers of SRModel, then the teacher's loss, the contrast and its negatives."""
