@@ -5,9 +5,10 @@ from torch import nn
 
 from csd_plugin import ChannelMapError, CSSRNet, OptionError
 from csd_plugin.archs.cssr_arch import _build
-from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, first_channels, shapes_of
+from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, first_channels
 from csd_plugin.slicing.proof import prove
-from csd_plugin.slicing.trace import trace_layouts
+from csd_plugin.slicing.structure import shapes_of
+from csd_plugin.slicing.trace import trace
 from csd_plugin.slicing.widths import backbone_options, example_shape, narrow_options, scaled_channels
 from tests.backbones import IMAGE_BACKBONES, PREFIX_BACKBONES, SCALABLE, tiny
 
@@ -27,7 +28,7 @@ def networks(options, width=0.5, width_args=None):
 
 
 def traced(name, teacher, student, inputs):
-    return ChannelMap.from_layouts(trace_layouts(name, teacher, student, inputs), shapes_of(teacher))
+    return ChannelMap.from_layouts(trace(name, teacher, student, inputs).layouts, shapes_of(teacher))
 
 
 def prefix(teacher, student):

@@ -14,16 +14,14 @@ from csd_plugin.slicing.channel_map import (
     ChannelMap,
     check_same_layers,
     first_channels,
-    shapes_of,
-    tensors_of,
-    without_weights,
 )
 from csd_plugin.slicing.declared import Declaration, declared_channels
 from csd_plugin.slicing.importance import Order, importance_order, permute_channels
 from csd_plugin.slicing.layout import Layout
-from csd_plugin.slicing.own_norms import OwnNorms, width_key
+from csd_plugin.slicing.own_norms import OwnNorms, batch_norms, width_key
 from csd_plugin.slicing.proof import prove
-from csd_plugin.slicing.trace import trace_layouts
+from csd_plugin.slicing.structure import drop_buffers, drop_parameters, shapes_of, tensors_of
+from csd_plugin.slicing.trace import trace
 from csd_plugin.slicing.widths import (
     architecture,
     backbone_options,
@@ -244,6 +242,8 @@ class CSSRNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             narrow = _build(options)
         check_no_empty_layer(narrow, options, width, width_args)
+        norms = batch_norms(narrow)
+        drop_parameters(narrow)
         wide_shapes, narrow_shapes = shapes_of(teacher), shapes_of(narrow)
         check_same_layers(options["type"], wide_shapes, narrow_shapes)
         declared = declared_channels(self._declaration, wide_shapes, narrow_shapes, width)
@@ -252,7 +252,8 @@ class CSSRNet(nn.Module):
         if key not in _PROVED:
             _PROVED[key] = _proved_map(options["type"], teacher, narrow, self.example_shape, declared)
         channel_map = _PROVED[key]
-        return without_weights(narrow), channel_map, OwnNorms(narrow, channel_map)
+        drop_buffers(narrow)
+        return narrow, channel_map, OwnNorms(norms, channel_map)
 
     def _replicate_for_data_parallel(self) -> "CSSRNet":
         raise OptionError(
@@ -274,15 +275,17 @@ def _proved_map(
 ) -> ChannelMap:
     """The channel map of a student: traced, or else the first channels, with what is declared in its place; proved."""
     inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
+    modes: tuple[bool, ...] = (True, False)
     try:
-        channel_map = ChannelMap.from_layouts(trace_layouts(name, teacher, student, inputs), shapes_of(teacher))
+        traced = trace(name, teacher, student, inputs)
+        channel_map, modes = ChannelMap.from_layouts(traced.layouts, shapes_of(teacher)), traced.modes
     except ChannelMapError:
         if not declared:
             raise
         channel_map = first_channels(shapes_of(teacher), shapes_of(student))
     if declared:
         channel_map = channel_map.with_axes(declared)
-    prove(name, teacher, student, channel_map, inputs)
+    prove(name, teacher, student, channel_map, inputs, modes)
     return channel_map
 
 

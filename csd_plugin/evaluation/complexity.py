@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from csd_plugin.slicing.channel_map import without_weights
+from csd_plugin.slicing.structure import without_weights
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,38 +1,17 @@
 """Which teacher channels each student weight takes."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from csd_plugin.errors import ChannelMapError
 from csd_plugin.slicing.layout import Layout, channels
 
 Shapes = Mapping[str, torch.Size]
 Places = tuple[tuple[slice, ...], dict[int, Tensor]]
-
-
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, without copies."""
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
-
-
-def shapes_of(network: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of parameters and buffers by name."""
-    return {name: tensor.shape for name, tensor in tensors_of(network).items()}
-
-
-def without_weights(network: nn.Module) -> nn.Module:
-    """A copy of `network` whose parameters and buffers hold no memory (meta device), to be run with `functional_call`.
-
-    Tensors that are plain attributes (EDSR's `mean`) keep their values.
-    """
-    memo: dict[int, Tensor] = {id(b): b.to("meta") for b in network.buffers()}
-    memo |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
-    return copy.deepcopy(network, memo)
 
 
 @dataclass(frozen=True)
@@ -73,18 +52,15 @@ class ChannelMap:
         """
         return {name: self._take(name, tensor) for name, tensor in teacher.items()}
 
-    def embed(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The student's tensors inside tensors of the teacher's shapes that are zero everywhere else."""
-        embedded = {}
-        for name, tensor in student.items():
-            embedded[name] = tensor.new_zeros(self.shapes[name])
-            views, gathers = self._places(name, tensor.device)
-            if gathers:
-                grid = tuple(torch.from_numpy(axis).to(tensor.device) for axis in np.ix_(*self.channels[name]))
-                embedded[name][grid] = tensor
-            else:
-                embedded[name][views] = tensor
-        return embedded
+    def embed(self, name: str, student: Tensor, into: Tensor) -> Tensor:
+        """Write a tensor of the student to its places in a tensor of the teacher's shape, which is returned."""
+        views, gathers = self._places(name, student.device)
+        if gathers:
+            grid = tuple(torch.from_numpy(axis).to(student.device) for axis in np.ix_(*self.channels[name]))
+            into[grid] = student
+        else:
+            into[views] = student
+        return into
 
     def _take(self, name: str, tensor: Tensor) -> Tensor:
         views, gathers = self._places(name, tensor.device)

@@ -4,11 +4,14 @@ The statistics of a channel depend on the channels that feed it, so the teacher'
 batch normalisation: Yu et al., Slimmable Neural Networks, ICLR 2019).
 """
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from csd_plugin.slicing.channel_map import ChannelMap, tensors_of
+from csd_plugin.slicing.channel_map import ChannelMap
+from csd_plugin.slicing.structure import tensors_of
 
 _DOT = "-"  # a ModuleDict's keys may not hold a dot
 
@@ -17,12 +20,11 @@ class OwnNorms(nn.ModuleDict):
     """The batch normalisations of one student.
 
     Args:
-        student: narrow network that they are taken from.
+        norms: the student's, as `batch_norms` gives them.
         channel_map: the student's channels.
     """
 
-    def __init__(self, student: nn.Module, channel_map: ChannelMap) -> None:
-        norms = {name: m for name, m in student.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    def __init__(self, norms: Mapping[str, nn.Module], channel_map: ChannelMap) -> None:
         super().__init__({name.replace(".", _DOT): norm for name, norm in norms.items()})
         self._channel_map = channel_map
 
@@ -42,6 +44,12 @@ class OwnNorms(nn.ModuleDict):
             source = name.replace(_DOT, ".")
             if own + name not in state and stock + source in state:
                 state[own + name] = self._channel_map.slice({source: state[stock + source]})[source].clone()
+
+
+def batch_norms(student: nn.Module) -> dict[str, nn.Module]:
+    """Copies of the batch normalisations of a narrow network by name."""
+    norms = {name: m for name, m in student.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    return {name: copy.deepcopy(norm) for name, norm in norms.items()}
 
 
 def width_key(width: float) -> str:

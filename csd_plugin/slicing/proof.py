@@ -6,6 +6,7 @@ zero instead of its channel. It needs no training. Normalisation across channels
 depend on the width, and is left out of both networks for the proof.
 """
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from csd_plugin.errors import ChannelMapError
-from csd_plugin.slicing.channel_map import ChannelMap, without_weights
+from csd_plugin.slicing.channel_map import ChannelMap
+from csd_plugin.slicing.structure import Inputs, each_tensor, unchanged
 
 Layers = list[tuple[str, Tensor]]
 
@@ -24,16 +26,8 @@ _RELATIVE_TOLERANCE = 1e-9
 _GAIN = 0.5
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _CROSS_CHANNEL_NORMS = (nn.LayerNorm, nn.GroupNorm)
-
-
-def random_weights(network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Float64 values for the parameters: all different, none zero, and small, so that deep networks stay finite."""
-    weights = {}
-    for name, parameter in network.named_parameters():
-        fan_in = max(1, int(torch.Size(parameter.shape[1:]).numel()))
-        noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        weights[name] = noise * (_GAIN / fan_in**0.5)
-    return weights
+_MAPPED_BYTES = 1 << 18
+_SMALL_INPUT = 32 * 32 * 3
 
 
 def prove(
@@ -41,15 +35,15 @@ def prove(
     teacher: nn.Module,
     student: nn.Module,
     channel_map: ChannelMap,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     modes: Sequence[bool] = (True, False),
 ) -> None:
     """Check the embedding invariant.
 
     Args:
         architecture: name quoted in errors.
-        teacher: wide network; only its structure is used.
-        student: narrow network; only its structure and its buffers are used.
+        teacher: wide network; only its structure is used, and it is not changed.
+        student: narrow network; only its structure and its buffers are used, and it is not changed.
         channel_map: the map to prove.
         inputs: positional arguments of the forward pass.
         modes: training modes to prove it in.
@@ -57,58 +51,83 @@ def prove(
     Raises:
         ChannelMapError: the outputs differ; names the first layer whose output is not the student's.
     """
-    wide, narrow = without_weights(teacher), without_weights(student)
-    narrow_tensors = random_weights(narrow, torch.Generator().manual_seed(0))
-    buffers = dict(student.named_buffers())
-    for name, buffer in buffers.items():
-        narrow_tensors[name] = buffer.double() if buffer.is_floating_point() else buffer.clone()
-    wide_tensors: dict[str, Tensor] = {}
-    for name, tensor in narrow_tensors.items():
-        wide_tensors[name] = (
-            channel_map.embed({name: tensor})[name] if name in buffers else _Embedded(channel_map, name, tensor)
+    narrow_tensors = _weights(student) | {name: _double(buffer) for name, buffer in student.named_buffers()}
+    wide_tensors = {name: _embedded(channel_map, name, tensor) for name, tensor in narrow_tensors.items()}
+    pair = (teacher, wide_tensors), (student, narrow_tensors)
+    inputs = each_tensor(lambda x: x.double() if x.is_floating_point() else x, inputs)
+    with unchanged(teacher), unchanged(student):
+        for network, tensors in pair:
+            _leave_norms_out(network, tensors)
+        _share_constants(teacher, student)
+        for training in modes:
+            wide, narrow = (_run(network, tensors, inputs, training) for network, tensors in pair)
+            if len(wide) == len(narrow) and all(map(_agree, wide, narrow)):
+                continue
+            layers: tuple[Layers, Layers] = [], []
+            for (network, tensors), record in zip(pair, layers, strict=True):
+                _run(network, tensors, inputs, training, record)
+            layer = _first_difference(*layers, channel_map)
+            raise ChannelMapError(
+                f"{architecture}: the student cannot be proved to be a slice of the teacher: "
+                f"{layer or 'the network'} gives another result inside the wide network"
+            )
+
+
+def _weights(network: nn.Module) -> dict[str, "_Made"]:
+    """Float64 values for the parameters: all different, none zero, and small, so that deep networks stay finite.
+
+    They are cut out of one row of random numbers when they are needed, so that they take no memory in between.
+    """
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    length = max((shape.numel() for shape in shapes.values()), default=0) + len(shapes)
+    noise = torch.randn(length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def made(start: int, shape: torch.Size) -> _Made:
+        fan_in = max(1, shape[1:].numel())
+        return _Made(
+            lambda: noise[start : start + shape.numel()].view(shape) * (_GAIN / fan_in**0.5), shape, noise.dtype
         )
-    for network, tensors in ((wide, wide_tensors), (narrow, narrow_tensors)):
-        _leave_norms_out(network, tensors)
-    _share_constants(wide, narrow)
-    inputs = [x.double() for x in inputs]
-    for training in modes:
-        if _agree(_run(wide, wide_tensors, inputs, training), _run(narrow, narrow_tensors, inputs, training)):
-            continue
-        wide_layers: Layers = []
-        narrow_layers: Layers = []
-        _run(wide, wide_tensors, inputs, training, wide_layers)
-        _run(narrow, narrow_tensors, inputs, training, narrow_layers)
-        layer = _first_difference(wide_layers, narrow_layers, channel_map)
-        raise ChannelMapError(
-            f"{architecture}: the student cannot be proved to be a slice of the teacher: "
-            f"{layer or 'the network'} gives another result inside the wide network"
-        )
+
+    return {name: made(start, shape) for start, (name, shape) in enumerate(shapes.items())}
 
 
-class _Embedded(Tensor):
-    """A teacher's weight that is zero but for the student's, made anew for each operation that reads it.
+def _double(tensor: Tensor) -> "_Made":
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return _Made(lambda: tensor.to(dtype, copy=True), tensor.shape, dtype)
 
-    A float64 copy of all weights would take twice the memory of the network that is being built.
+
+def _embedded(channel_map: ChannelMap, name: str, student: "_Made") -> "_Made":
+    shape = channel_map.shapes[name]
+    return _Made(lambda: channel_map.embed(name, student.make(), _zeros(shape, student.dtype)), shape, student.dtype)
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Large ones are mapped, so that their memory goes back at once instead of leaving holes in the heap."""
+    if shape.numel() * dtype.itemsize < _MAPPED_BYTES:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
+
+
+class _Made(Tensor):
+    """A weight whose values are made anew for each operation that reads it.
+
+    Float64 copies of all weights would take several times the memory of the network that is being built.
     """
 
     @staticmethod
-    def __new__(cls: type["_Embedded"], channel_map: ChannelMap, name: str, student: Tensor) -> "_Embedded":
-        return Tensor._make_wrapper_subclass(cls, channel_map.shapes[name], dtype=student.dtype)
+    def __new__(cls: type["_Made"], make: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype) -> "_Made":
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
 
-    def __init__(self, channel_map: ChannelMap, name: str, student: Tensor) -> None:
-        self._made_from = channel_map, name, student
-
-    def _make(self) -> Tensor:
-        channel_map, name, student = self._made_from
-        return channel_map.embed({name: student})[name]
+    def __init__(self, make: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype) -> None:
+        self.make = make
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        made = tree_map(lambda leaf: leaf._make() if isinstance(leaf, cls) else leaf, (args, kwargs or {}))
-        return func(*made[0], **made[1])
+        args, kwargs = tree_map_only(cls, lambda made: made.make(), (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
-def _leave_norms_out(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _leave_norms_out(network: nn.Module, tensors: dict[str, "_Made"]) -> None:
     for name, module in list(network.named_modules()):
         if isinstance(module, _CROSS_CHANNEL_NORMS):
             owner, _, attribute = name.rpartition(".")
@@ -127,11 +146,12 @@ def _share_constants(wide: nn.Module, narrow: nn.Module) -> None:
 
 
 @contextmanager
-def _proof_settings() -> Iterator[None]:
+def _proof_settings(inputs: Inputs) -> Iterator[None]:
     """One thread, as more only wait for each other on 8x8 pixels, and float64 for tensors that a forward pass makes."""
     default, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
+    if sum(leaf.numel() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)) < _SMALL_INPUT:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -161,18 +181,20 @@ def _recorded(network: nn.Module, layers: Layers | None) -> Iterator[None]:
 
 def _run(
     network: nn.Module,
-    tensors: Mapping[str, Tensor],
-    inputs: Sequence[Tensor],
+    tensors: Mapping[str, _Made],
+    inputs: Inputs,
     training: bool,
     layers: Layers | None = None,
-) -> Tensor:
+) -> list[Tensor]:
+    """The output, or the outputs of a network that has several."""
     network.train(training)
     for module in network.modules():
         if isinstance(module, _RANDOM_LAYERS):
             module.eval()
-    with torch.random.fork_rng(devices=[]), _proof_settings(), torch.no_grad(), _recorded(network, layers):
+    with torch.random.fork_rng(devices=[]), _proof_settings(inputs), torch.no_grad(), _recorded(network, layers):
         torch.manual_seed(0)  # stochastic depth then drops the same blocks in both networks
-        return functional_call(network, dict(tensors), tuple(x.clone() for x in inputs))
+        output = functional_call(network, dict(tensors), each_tensor(torch.clone, inputs))
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _agree(wide: Tensor, narrow: Tensor) -> bool:

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from csd_plugin.errors import ChannelMapError
-from csd_plugin.slicing.channel_map import tensors_of, without_weights
 from csd_plugin.slicing.layout import Layout, LayoutError, unify
 from csd_plugin.slicing.rules import RULES, pointwise
+from csd_plugin.slicing.structure import Inputs, each_tensor, tensors_of, unchanged
 
 _COPIES = frozenset({"aten::clone", "aten::detach", "aten::alias", "aten::_to_copy", "aten::lift_fresh"})
+_SMALL_CONSTANT = 64
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ class Operation:
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps every operation, and with it every tensor, so that the id of a tensor is never used again."""
+    """Keeps every operation, and with it every tensor, so that the id of a tensor is never used again.
 
-    def __init__(self) -> None:
+    Args:
+        tensors: parameters and buffers by name.
+        on_meta: whether they are without memory.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], on_meta: bool) -> None:
         super().__init__()
+        self.tensors = dict(tensors)
+        self.on_meta = on_meta
         self.every: list[Operation] = []
         self.steps: list[Operation] = []
         self._source: dict[int, int] = {}
@@ -66,6 +75,25 @@ class _Recorder(TorchDispatchMode):
         else:
             self.steps.append(operation)
         return output
+
+    def program(self) -> list[tuple[Any, ...]]:
+        """The steps without their values: operations, where their tensors come from, and all other arguments."""
+        numbers = {self.key(tensor): number for number, tensor in enumerate(self.tensors.values())}
+
+        def described(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            constant = ()
+            if self.key(leaf) not in numbers and not leaf.is_meta and leaf.numel() <= _SMALL_CONSTANT:
+                constant = tuple(leaf.flatten().tolist())
+            return Tensor, numbers.setdefault(self.key(leaf), len(numbers)), constant
+
+        program = []
+        for step in self.steps:
+            program.append((step.op, *step.kwargs, *map(described, tree_leaves((step.args, step.kwargs)))))
+            for output in step.outputs:
+                numbers.setdefault(self.key(output), len(numbers))
+        return program
 
     def key(self, tensor: Tensor) -> int:
         """The same for a tensor and for its copies."""
@@ -102,26 +130,40 @@ class Pair:
         return [Layout(*size) for size in self.output_sizes(index)]
 
 
-def trace_layouts(
-    architecture: str, teacher: nn.Module, student: nn.Module, inputs: Sequence[Tensor]
-) -> dict[str, list[Layout]]:
-    """For each parameter and buffer the layouts of its axes.
+@dataclass(frozen=True)
+class Trace:
+    """What running two networks in lock-step has shown.
+
+    Attributes:
+        layouts: for each parameter and buffer the layouts of its axes.
+        modes: the training modes to prove a map in; only one where both carry out the same operations in either.
+    """
+
+    layouts: Mapping[str, Sequence[Layout]]
+    modes: tuple[bool, ...]
+
+
+def trace(architecture: str, teacher: nn.Module, student: nn.Module, inputs: Inputs) -> Trace:
+    """Run the wide and the narrow network in lock-step.
 
     Args:
         architecture: name quoted in errors.
-        teacher: wide network.
-        student: narrow network.
+        teacher: wide network; it is not changed.
+        student: narrow network; its parameters may hold no memory, and it is not changed.
         inputs: positional arguments of the forward pass, the same for both.
 
     Raises:
         ChannelMapError: the networks do not run in step, or an operation has no rule or contradicts the others.
     """
-    networks, wide, narrow = _record_both(teacher, student, inputs)
-    if [o.name for o in wide.steps] != [o.name for o in narrow.steps]:
+    try:
+        wide, narrow, modes = _record_in_step(teacher, student, inputs)
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ChannelMapError(f"{architecture}: the wide or the narrow network cannot run: {reason}") from error
+    if not _in_step(wide, narrow):
         raise ChannelMapError(f"{architecture}: the wide and the narrow network do not carry out the same operations")
     lockstep = _Lockstep(wide, narrow)
-    wide_tensors, narrow_tensors = map(tensors_of, networks)
-    named = {name: lockstep.meet(tensor, narrow_tensors[name]) for name, tensor in wide_tensors.items()}
+    named = {name: lockstep.meet(tensor, narrow.tensors[name]) for name, tensor in wide.tensors.items()}
     for number, (w, n) in enumerate(zip(wide.steps, narrow.steps, strict=True)):
         try:
             lockstep.relate(w, n)
@@ -130,42 +172,69 @@ def trace_layouts(
             raise ChannelMapError(
                 f"{architecture}: no channel map: operation {number} ({w.name}) on {shapes}: {error}"
             ) from None
-    return named
+    return Trace(named, modes)
 
 
-def _record_both(
-    teacher: nn.Module, student: nn.Module, inputs: Sequence[Tensor]
-) -> tuple[tuple[nn.Module, nn.Module], _Recorder, _Recorder]:
-    """Record both networks, without memory for their values where they do not read them.
+def _in_step(wide: "_Recorder", narrow: "_Recorder") -> bool:
+    return [o.name for o in wide.steps] == [o.name for o in narrow.steps]
+
+
+def _record_in_step(
+    teacher: nn.Module, student: nn.Module, inputs: Inputs
+) -> tuple["_Recorder", "_Recorder", tuple[bool, ...]]:
+    """Records of both networks, in step if they ever are, and the modes to prove a map in.
 
     Evaluation mode comes first; a network that loops over its channels there (ECBSR) is in step in training mode only.
+    They run without memory for their values where they do not read them.
     """
-    shadows = without_weights(teacher), without_weights(student)
-    attempts = [(shadows, [x.to("meta") for x in inputs]), ((teacher, student), list(inputs))]
-    for networks, values in attempts:
+    failure: Exception | None = None
+    for on_meta in (True, False):
         for training in (False, True):
             try:
-                wide, narrow = (_record(network, values, training) for network in networks)
-            except (RuntimeError, NotImplementedError):
-                if networks is not shadows:
-                    raise
+                wide, narrow = (_record(network, inputs, training, on_meta) for network in (teacher, student))
+            except (RuntimeError, NotImplementedError) as error:
+                failure = error
                 continue
-            if [o.name for o in wide.steps] == [o.name for o in narrow.steps]:
-                return networks, wide, narrow
-    return (teacher, student), wide, narrow
+            if not _in_step(wide, narrow):
+                failure = None
+                continue
+            if not training and _same_in_training(wide, teacher, inputs) and _same_in_training(narrow, student, inputs):
+                return wide, narrow, (False,)
+            return wide, narrow, (True, False)
+    if failure is not None:
+        raise failure
+    return wide, narrow, (True, False)
+
+
+def _same_in_training(record: "_Recorder", network: nn.Module, inputs: Inputs) -> bool:
+    """Whether a network computes the same in training mode as in evaluation mode, where it was recorded."""
+    try:
+        return _record(network, inputs, True, record.on_meta).program() == record.program()
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 @torch.no_grad()
-def _record(network: nn.Module, inputs: Sequence[Tensor], training: bool) -> _Recorder:
-    was_training = network.training
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    network.train(training)
-    with _Recorder() as recorder:
-        network(*(x.clone() for x in inputs))
-    network.train(was_training)
-    for name, buffer in network.named_buffers():
-        buffer.copy_(buffers[name])
+def _record(network: nn.Module, inputs: Inputs, training: bool, on_meta: bool) -> "_Recorder":
+    stand_in = _without_memory if on_meta else _with_values
+    recorder = _Recorder({name: stand_in(tensor) for name, tensor in tensors_of(network).items()}, on_meta)
+    with unchanged(network):
+        network.train(training)
+        with recorder:
+            functional_call(network, recorder.tensors, each_tensor(stand_in, inputs))
     return recorder
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def _with_values(tensor: Tensor) -> Tensor:
+    """A tensor of its own with the values of `tensor`, or with small random ones where it has none."""
+    if tensor.is_meta:
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=tensor.dtype)
+        return noise / max(1, tensor.shape[1:].numel())
+    return tensor.detach().clone()
 
 
 def _sizes(wide: Tensor, narrow: Tensor) -> list[tuple[int, int]]:

@@ -35,8 +35,8 @@ class BackboneSpec:
 
 
 BACKBONES: dict[str, BackboneSpec] = {
-    "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=64),
-    "BasicVSRPlusPlus": BackboneSpec(("mid_channels",), frames=2, side=64),
+    "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=36),
+    "BasicVSRPlusPlus": BackboneSpec(("mid_channels",), frames=3, side=64),
     "CARN": BackboneSpec(("num_feat",)),
     "DUF": BackboneSpec(()),
     "ECBSR": BackboneSpec(("num_channel",)),
