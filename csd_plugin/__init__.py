@@ -1,7 +1,7 @@
 """Contrastive self-distillation (CSD, IJCAI 2021) for BasicSR.
 
 Importing the package mends BasicSR for a current stack (`compat`) and registers CSSRNet, CARN, ContrastiveLoss and
-CSDModel with it, which makes `import csd_plugin` at the top of a `train.py`, before basicsr, all that is needed.
+the models with it, which makes `import csd_plugin` at the top of a `train.py`, before basicsr, all that is needed.
 """
 
 from csd_plugin import compat
@@ -10,6 +10,7 @@ from csd_plugin.archs.cssr_arch import CSSRNet
 from csd_plugin.errors import ChannelMapError, OptionError
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss, contrastive_loss
 from csd_plugin.models.csd_model import CSDModel
+from csd_plugin.models.video_models import CSDVideoModel, CSDVideoRecurrentModel
 from csd_plugin.slicing.widths import BackboneSpec, register_backbone
 from csd_plugin.version import __version__
 
@@ -17,6 +18,8 @@ __all__ = [
     "BackboneSpec",
     "CARN",
     "CSDModel",
+    "CSDVideoModel",
+    "CSDVideoRecurrentModel",
     "CSSRNet",
     "ChannelMapError",
     "ContrastiveLoss",
@@ -35,7 +38,8 @@ def _register() -> None:
     register(ARCH_REGISTRY, CARN)
     register(ARCH_REGISTRY, CSSRNet)
     register(LOSS_REGISTRY, ContrastiveLoss)
-    register(MODEL_REGISTRY, CSDModel)
+    for model in (CSDModel, CSDVideoModel, CSDVideoRecurrentModel):
+        register(MODEL_REGISTRY, model)
 
 
 compat.apply()

@@ -62,6 +62,25 @@ def write_pairs(folder, count=4, scale=2, size=48):
         cv2.imwrite(str(folder / "LR" / f"im{i}.png"), downscale(hr, scale))
 
 
+def write_clips(folder, clips=("001", "002"), frames=100, scale=4, size=64):
+    """Clips of four pictures over and over, in folder/HR/<clip> and folder/LR/<clip>, and folder/meta.txt."""
+    import cv2
+
+    for number, clip in enumerate(clips):
+        for kind in ("HR", "LR"):
+            (folder / kind / clip).mkdir(parents=True)
+        for frame in range(frames):
+            name = f"{frame:08d}.png"
+            if frame < 4:
+                hr = photograph(10 * number + frame, size, size)
+                cv2.imwrite(str(folder / "HR" / clip / name), hr)
+                cv2.imwrite(str(folder / "LR" / clip / name), downscale(hr, scale))
+            else:
+                for kind in ("HR", "LR"):
+                    os.link(folder / kind / clip / f"{frame % 4:08d}.png", folder / kind / clip / name)
+    (folder / "meta.txt").write_text("".join(f"{clip} {frames} ({size},{size},3)\n" for clip in clips))
+
+
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
 
 

@@ -96,7 +96,7 @@ CASES = {
     ),
     "video network": (
         {"network_g:backbone": tiny("EDVR")},
-        "CSDModel trains on images, EDVR takes video (option network_g:backbone:type)",
+        "EDVR is trained by CSDVideoModel, got 'CSDModel' (option model_type)",
     ),
     "backbone that cannot be built": (
         {"network_g:backbone:rgb_mean": [0.5]},

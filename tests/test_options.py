@@ -8,23 +8,39 @@ import yaml
 from csd_plugin import OptionError
 from csd_plugin.cli import main
 from csd_plugin.config.load import read_options
-from tests.conftest import ROOT, base_options, forget_logging, load, write_options, write_pairs
+from tests.conftest import ROOT, base_options, forget_logging, load, write_clips, write_options, write_pairs
 
 FILES = sorted(p for p in (ROOT / "options").rglob("*.yml"))
 TRAINING = [p for p in FILES if not p.name.startswith(("base_", "test_"))]
 TESTING = [p for p in FILES if p.name.startswith("test_")]
 _NARROW = {"num_feat": 16, "num_block": 1, "num_group": 1, "squeeze_factor": 4, "num_conv": 1, "num_grow_ch": 8}
 _NARROW |= {"depths": [2], "num_heads": [4], "embed_dim": 16, "window_size": 3}
+_NARROW |= {
+    "mid_channels": 64,
+    "num_blocks": 1,
+    "num_extract_block": 1,
+    "num_reconstruct_block": 1,
+    "spynet_path": None,
+}
+_HR_SIZE = {"BasicVSR": 132, "BasicVSRPlusPlus": 256, "EDVR": 32}  # the smallest that they take
 
 
 def shrunk(options):
-    """The same options on four tiny images, with a tiny network."""
+    """The same options on four tiny images or two tiny clips, with a tiny network."""
     options = copy.deepcopy(options)
+    backbone = options["network_g"].get("backbone", options["network_g"])
     for phase, dataset in options["datasets"].items():
-        dataset |= {"dataroot_gt": "data/HR", "dataroot_lq": "data/LR", "io_backend": {"type": "disk"}}
+        root = "held" if dataset["name"] == "REDS4" else "data"
+        dataset |= {"dataroot_gt": f"{root}/HR", "dataroot_lq": f"{root}/LR", "io_backend": {"type": "disk"}}
         if phase == "train":
             dataset |= {"gt_size": 24, "batch_size_per_gpu": 4, "num_worker_per_gpu": 0, "pin_memory": False}
-    backbone = options["network_g"].get("backbone", options["network_g"])
+        if dataset["name"] == "REDS":
+            dataset |= {
+                "gt_size": _HR_SIZE[backbone["type"]],
+                "batch_size_per_gpu": 2,
+                "meta_info_file": "data/meta.txt",
+            }
+            dataset["num_frame"] = min(dataset["num_frame"], 5 if backbone["type"] == "EDVR" else 2)
     backbone |= {key: value for key, value in _NARROW.items() if key in backbone}
     if "train" in options:
         options["path"]["pretrain_network_g"] = None
@@ -34,13 +50,20 @@ def shrunk(options):
         if options["train"].get("contrastive_opt"):
             options["train"]["contrastive_opt"]["vgg_weights"] = "random"
             options["train"]["negatives"]["num"] = 3
+        if options["datasets"]["train"]["name"] == "REDS":
+            options["train"]["contrastive_opt"]["layer_weights"] = {"relu1_1": 1.0}
     return options | {"num_gpu": 0}
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
 def test_training_files_run(path, tmp_path):
     options = read_options(path)
-    write_pairs(tmp_path / "data", scale=options["scale"])
+    if options["datasets"]["train"]["name"] == "REDS":
+        size = _HR_SIZE[options["network_g"]["backbone"]["type"]]
+        write_clips(tmp_path / "data", size=size)
+        write_clips(tmp_path / "held", clips=("000",), frames=5, size=size)
+    else:
+        write_pairs(tmp_path / "data", scale=options["scale"])
     assert main(["train", "-opt", write_options(shrunk(options))]) == 0
     assert "params" in load(tmp_path / "experiments" / options["name"] / "models/net_g_2.pth")
 

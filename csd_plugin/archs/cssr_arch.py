@@ -20,14 +20,15 @@ from csd_plugin.slicing.importance import Order, importance_order, permute_chann
 from csd_plugin.slicing.layout import Layout
 from csd_plugin.slicing.own_norms import OwnNorms, batch_norms, width_key
 from csd_plugin.slicing.proof import prove
-from csd_plugin.slicing.structure import drop_buffers, drop_parameters, shapes_of, tensors_of
+from csd_plugin.slicing.structure import Inputs, drop_buffers, drop_parameters, each_tensor, shapes_of, tensors_of
 from csd_plugin.slicing.trace import trace
 from csd_plugin.slicing.widths import (
+    ExampleInput,
     architecture,
     backbone_options,
     check_no_empty_layer,
     check_width,
-    example_shape,
+    example_inputs,
     narrow_options,
     width_arguments,
 )
@@ -51,7 +52,8 @@ class CSSRNet(nn.Module):
         width_args: constructor arguments to scale; None takes the ones known for the architecture.
         channel_order: `stock` splits the teacher as it is; `importance` lets CSDModel permute a trained teacher
             first, so that the student starts from its most important channels.
-        example_input: shape of a small input that the backbone can run on; None takes the one known for it.
+        example_input: shape of a small input that the backbone can run on, or shapes of several, see
+            `csd_plugin.slicing.widths.example_inputs`; None takes the one known for it.
         channel_map: what the trace cannot find out, see `csd_plugin.slicing.declared`.
 
     Raises:
@@ -67,7 +69,7 @@ class CSSRNet(nn.Module):
         width: float | Sequence[float],
         width_args: Sequence[str] | None = None,
         channel_order: Literal["stock", "importance"] = "stock",
-        example_input: Sequence[int] | None = None,
+        example_input: ExampleInput | None = None,
         channel_map: Declaration | None = None,
     ) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class CSSRNet(nn.Module):
             raise OptionError(f"expected stock or importance, got {channel_order!r} (option network_g:channel_order)")
         self.channel_order = channel_order
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
-        self.example_shape = example_shape(teacher_options, example_input)
+        self._example_input = example_input
         teacher = _build(teacher_options)
         self._declaration = channel_map or {}
         self._students: dict[float, tuple[nn.Module, ChannelMap, OwnNorms]] = {}
@@ -113,19 +115,26 @@ class CSSRNet(nn.Module):
         window = self.options[TEACHER].get("window_size", 1)
         return window if isinstance(window, int) else 1
 
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Arguments of a small forward pass, the same in every call, on the CPU."""
+        return example_inputs(self.options[TEACHER], self._example_input)
+
     def forward(
-        self, x: Tensor, width: float | Sequence[float] | None = None, detach: Sequence[float] = ()
-    ) -> Tensor | dict[float, Tensor]:
+        self, *inputs: Any, width: float | Sequence[float] | None = None, detach: Sequence[float] = (), **options: Any
+    ) -> Any:
         """Super-resolve a batch.
 
         Args:
-            x: low-resolution images (B, C, H, W) in 0..1.
+            inputs: what the stock backbone takes, in most cases low-resolution images (B, C, H, W) in 0..1, or clips
+                (B, T, C, H, W). Teacher and students get the same.
             width: one width gives one output; a sequence gives a dict. None means every width in training mode and the
                 default student in evaluation mode.
             detach: widths to run without a graph.
+            options: keyword arguments for the backbone.
 
         Returns:
-            Images (B, C, scale * H, scale * W), or a dict from width to images with 1.0 for the teacher.
+            What the stock backbone gives, in most cases images (B, C, scale * H, scale * W), or a dict from width to
+            that with 1.0 for the teacher.
 
         Raises:
             ValueError: a width that this network does not have.
@@ -133,11 +142,11 @@ class CSSRNet(nn.Module):
         if width is None:
             width = (TEACHER, *self.widths) if self.training else self.widths[0]
         if not isinstance(width, Sequence):
-            return self._run(x, width)
+            return self._run(width, inputs, options)
         outputs = {}
         for w in width:
             with torch.set_grad_enabled(torch.is_grad_enabled() and w not in detach):
-                outputs[w] = self._run(x, w)
+                outputs[w] = self._run(w, inputs, options)
         return outputs
 
     def export(self, width: float) -> nn.Module:
@@ -220,11 +229,13 @@ class CSSRNet(nn.Module):
         """The widths, shown above the layers when the network is printed."""
         return f"widths={self.widths}"
 
-    def _run(self, x: Tensor, width: float) -> Tensor:
+    def _run(self, width: float, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
         self._check_known(width)
+        inputs = each_tensor(lambda tensor: tensor, inputs)  # a network may take things out of its dict
         if width == TEACHER:
-            return self.teacher(x)
-        return functional_call(self._students[width][0], self._student_tensors(width, tensors_of(self.teacher)), (x,))
+            return self.teacher(*inputs, **options)
+        tensors = self._student_tensors(width, tensors_of(self.teacher))
+        return functional_call(self._students[width][0], tensors, inputs, options)
 
     def _student_tensors(self, width: float, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         _, channel_map, norms = self._students[width]
@@ -247,10 +258,10 @@ class CSSRNet(nn.Module):
         wide_shapes, narrow_shapes = shapes_of(teacher), shapes_of(narrow)
         check_same_layers(options["type"], wide_shapes, narrow_shapes)
         declared = declared_channels(self._declaration, wide_shapes, narrow_shapes, width)
-        question = (self.options[TEACHER], options, self.example_shape, sorted(self._declaration.items()))
+        question = (self.options[TEACHER], options, self._example_input, sorted(self._declaration.items()))
         key = repr((architecture(options["type"]), question))
         if key not in _PROVED:
-            _PROVED[key] = _proved_map(options["type"], teacher, narrow, self.example_shape, declared)
+            _PROVED[key] = _proved_map(options["type"], teacher, narrow, self.example_inputs(), declared)
         channel_map = _PROVED[key]
         drop_buffers(narrow)
         return narrow, channel_map, OwnNorms(norms, channel_map)
@@ -270,11 +281,10 @@ def _proved_map(
     name: str,
     teacher: nn.Module,
     student: nn.Module,
-    shape: tuple[int, ...],
+    inputs: Inputs,
     declared: Mapping[tuple[str, int], np.ndarray],
 ) -> ChannelMap:
     """The channel map of a student: traced, or else the first channels, with what is declared in its place; proved."""
-    inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0))]
     modes: tuple[bool, ...] = (True, False)
     try:
         traced = trace(name, teacher, student, inputs)

@@ -11,12 +11,23 @@ from typing import Any
 import torch
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from csd_plugin.archs.cssr_arch import CSSRNet
+from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import load_mapping, newest_state
-from csd_plugin.config.schema import CSDOptions, NegativesOptions, PairedImageDatasetOptions, ValOptions, parse
+from csd_plugin.config.schema import (
+    ClipDatasetOptions,
+    CSDOptions,
+    NegativesOptions,
+    PairedImageDatasetOptions,
+    ValOptions,
+    parse,
+)
+from csd_plugin.data.clips import CLIP_DATASETS, check_clip_dataset
 from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError, suggestion
+from csd_plugin.models.csd_model import CSDModel
+from csd_plugin.models.video_models import CSDVideoModel, CSDVideoRecurrentModel
 
 _LAUNCHER_VARIABLES = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}
 
@@ -33,11 +44,17 @@ def check_launcher(launcher: str) -> None:
         raise OptionError(f"{variable} is not set: start with {command} (option --launcher {launcher})")
 
 
+def csd_model(options: Mapping[str, Any]) -> type[CSDModel] | None:
+    """The class behind `model_type` if it is CSDModel or derived from it."""
+    model = MODEL_REGISTRY.get(options["model_type"])
+    return model if issubclass(model, CSDModel) else None
+
+
 def check_options(options: Mapping[str, Any], is_train: bool) -> None:
     """Check the option file itself, before BasicSR's parser sees it.
 
-    Files with another `model_type` than CSDModel are BasicSR's or another plugin's business: only what every run
-    needs is checked there.
+    Files whose `model_type` is not CSDModel or derived from it are BasicSR's or another plugin's business: only what
+    every run needs is checked there.
 
     Args:
         options: the merged option file.
@@ -53,19 +70,22 @@ def check_options(options: Mapping[str, Any], is_train: bool) -> None:
         near = suggestion(options["model_type"], MODEL_REGISTRY.keys())
         raise OptionError(f"no model {options['model_type']!r} is registered{near} (option model_type)")
     for phase, dataset in options["datasets"].items():
-        _check_dataset_block(dataset, f"datasets:{phase}", strict=options["model_type"] == "CSDModel")
-    if options["model_type"] != "CSDModel":
+        _check_dataset_block(dataset, f"datasets:{phase}", strict=csd_model(options) is not None)
+    model = csd_model(options)
+    if model is None:
         return
     parsed = parse(CSDOptions, options)
     for block in ("train", "logger") if is_train else ():
         if getattr(parsed, block) is None:
             raise OptionError(f"missing option {block}")
     if parsed.train is not None:
+        train = parse(model.train_schema, parsed.train, "train")
         for key in ("pixel_opt", "teacher_opt", "contrastive_opt"):
-            _check_loss(getattr(parsed.train, key), f"train:{key}")
-        _check_optimizer(parsed.train.optim_g)
+            _check_loss(getattr(train, key), f"train:{key}")
+        _check_optimizer(train.optim_g)
     if parsed.val is not None:
-        _check_metrics(parsed.val, [str(dataset.get("name")) for dataset in parsed.datasets.values()])
+        val = parse(model.val_schema, parsed.val, "val")
+        _check_metrics(val, [str(dataset.get("name")) for dataset in parsed.datasets.values()])
 
 
 def check_run(opt: Mapping[str, Any]) -> None:
@@ -87,7 +107,7 @@ def check_run(opt: Mapping[str, Any]) -> None:
             raise OptionError(f"no such file: {value} (option path:{key})")
     for phase, dataset in opt["datasets"].items():
         _check_data(opt, phase, dataset)
-    if opt["model_type"] == "CSDModel":
+    if csd_model(opt) is not None:
         _check_network(opt)
         _check_negatives(opt)
         _check_vgg(opt)
@@ -109,8 +129,13 @@ def _check_dataset_block(dataset: Mapping[str, Any], where: str, strict: bool) -
     if dataset["type"] not in DATASET_REGISTRY:
         near = suggestion(dataset["type"], DATASET_REGISTRY.keys())
         raise OptionError(f"no data set type {dataset['type']!r} is registered{near} (option {where}:type)")
-    if strict and dataset["type"] == "PairedImageDataset":
-        parsed = parse(PairedImageDatasetOptions, dataset, where)
+    paired = dataset["type"] == "PairedImageDataset"
+    if strict and (paired or dataset["type"] in CLIP_DATASETS):
+        parsed: PairedImageDatasetOptions | ClipDatasetOptions
+        if paired:
+            parsed = parse(PairedImageDatasetOptions, dataset, where)
+        else:
+            parsed = parse(ClipDatasetOptions, dataset, where)
         if where.split(":")[1].split("_")[0] == "train" and parsed.gt_size is None:
             raise OptionError(f"missing option {where}:gt_size")
 
@@ -156,7 +181,7 @@ def _check_metrics(val: ValOptions, datasets: Sequence[str]) -> None:
 
 def _check_device(opt: Mapping[str, Any]) -> None:
     gpus = torch.cuda.device_count()
-    if not opt["dist"] and opt["num_gpu"] > 1 and opt["model_type"] == "CSDModel":
+    if not opt["dist"] and opt["num_gpu"] > 1 and csd_model(opt) is not None:
         raise OptionError(
             f"num_gpu {opt['num_gpu']} needs one process a GPU: torchrun --nproc_per_node={opt['num_gpu']} "
             "-m csd_plugin train -opt FILE --launcher pytorch (option num_gpu)"
@@ -180,14 +205,18 @@ def _check_data(opt: Mapping[str, Any], phase: str, dataset: Mapping[str, Any]) 
         raise OptionError(f"persistent_workers needs workers (option {where}:num_worker_per_gpu)")
     if dataset.get("prefetch_mode") == "cuda" and opt["num_gpu"] == 0:
         raise OptionError(f"prefetch_mode cuda needs a GPU: set ~ or cpu (option {where}:prefetch_mode)")
-    if dataset["type"] != "PairedImageDataset":
+    checks_clips = dataset["type"] in CLIP_DATASETS and csd_model(opt) is not None
+    if dataset["type"] != "PairedImageDataset" and not checks_clips:
         return
     if training and dataset["gt_size"] % opt["scale"]:
         raise OptionError(
             f"expected a multiple of scale {opt['scale']}, got {dataset['gt_size']} (option {where}:gt_size)"
         )
-    count = check_paired_dataset(dataset, where, opt["scale"], training)
-    if training:
+    if checks_clips:
+        count = check_clip_dataset(dataset, where)
+    else:
+        count = check_paired_dataset(dataset, where, opt["scale"], training)
+    if training and count is not None:
         check_batch(dataset, count, opt["world_size"], where)
 
 
@@ -212,24 +241,17 @@ def check_batch(dataset: Mapping[str, Any], count: int, world_size: int, where: 
 
 
 def _check_network(opt: Mapping[str, Any]) -> None:
-    """Build the network, which proves its students, and run it once on a tiny image."""
+    """Build the network, which proves its students, and run it once on a small input."""
     with torch.random.fork_rng(devices=[]):
         network = CSSRNet.from_options(opt["network_g"]).eval()
-    if len(network.example_shape) != 4:
-        raise OptionError(
-            f"CSDModel trains on images, {opt['network_g']['backbone']['type']} takes video "
-            "(option network_g:backbone:type)"
-        )
     _check_pretrained(network, opt["path"])
+    inputs = network.example_inputs()
     with torch.no_grad():
-        *_, channels, height, _ = network(torch.zeros(network.example_shape)).shape
-    patch = opt["datasets"].get("train", {}).get("gt_size", 0)
-    if (patch // opt["scale"]) % network.window_size:
-        raise OptionError(
-            f"expected a multiple of scale {opt['scale']} x window_size {network.window_size}, got {patch} "
-            "(option datasets:train:gt_size)"
-        )
-    side = network.example_shape[-2]
+        output = network(*inputs)
+    lq = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    _check_kind(opt, lq.dim(), output.dim())
+    *_, channels, height, _ = output.shape
+    side = lq.shape[-2]
     if height != side * opt["scale"]:
         raise OptionError(
             f"the network enlarges x{height // side} but scale is {opt['scale']} (options scale, network_g:backbone)"
@@ -237,6 +259,41 @@ def _check_network(opt: Mapping[str, Any]) -> None:
     if (opt.get("train") or {}).get("contrastive_opt") and channels not in (1, 3):
         raise OptionError(
             f"the contrast needs RGB or grey images, the network gives {channels} channels (option network_g:backbone)"
+        )
+    _check_patch(opt, network, smallest=side if lq.dim() == 5 else 1)
+    for phase, dataset in opt["datasets"].items():
+        frames = network.options[TEACHER].get("num_frame")
+        if frames is not None and dataset["type"] in CLIP_DATASETS and dataset["num_frame"] != frames:
+            raise OptionError(
+                f"the network takes {frames} frames, got {dataset['num_frame']} (option datasets:{phase}:num_frame)"
+            )
+
+
+def _check_kind(opt: Mapping[str, Any], input_axes: int, output_axes: int) -> None:
+    """Images are for CSDModel, clips for the model of the networks that give a clip or one frame."""
+    model = csd_model(opt)
+    right = {(5, 4): CSDVideoModel, (5, 5): CSDVideoRecurrentModel}.get((input_axes, output_axes), CSDModel)
+    others = {CSDModel, CSDVideoModel, CSDVideoRecurrentModel} - {right}
+    if model in others:
+        raise OptionError(
+            f"{opt['network_g']['backbone']['type']} is trained by {right.__name__}, got {opt['model_type']!r} "
+            "(option model_type)"
+        )
+
+
+def _check_patch(opt: Mapping[str, Any], network: CSSRNet, smallest: int) -> None:
+    patch = opt["datasets"].get("train", {}).get("gt_size")
+    if patch is None:
+        return
+    if (patch // opt["scale"]) % network.window_size:
+        raise OptionError(
+            f"expected a multiple of scale {opt['scale']} x window_size {network.window_size}, got {patch} "
+            "(option datasets:train:gt_size)"
+        )
+    if patch // opt["scale"] < smallest:
+        raise OptionError(
+            f"{opt['network_g']['backbone']['type']} takes patches of at least scale {opt['scale']} x {smallest}, "
+            f"got {patch} (option datasets:train:gt_size)"
         )
 
 

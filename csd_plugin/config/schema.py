@@ -78,6 +78,44 @@ class ValOptions(_Options):
     best_dataset: str | None = None
 
 
+class SlidingWindowTrainOptions(TrainOptions):
+    """The block `train` of CSDVideoModel.
+
+    Attributes:
+        dcn_lr_mul: learning rate of the deformable convolutions over that of the rest.
+        tsa_iter: only the fusion is trained before this iteration.
+    """
+
+    dcn_lr_mul: float = Field(1, ge=0)
+    tsa_iter: int | None = Field(None, ge=1)
+
+
+class RecurrentTrainOptions(TrainOptions):
+    """The block `train` of CSDVideoRecurrentModel.
+
+    Attributes:
+        flow_lr_mul: learning rate of the optical flow over that of the rest.
+        fix_flow: the optical flow is not trained before this iteration.
+        contrast_frames: frames of each clip that the contrast compares, drawn anew in each iteration; None takes all.
+    """
+
+    flow_lr_mul: float = Field(1, ge=0)
+    fix_flow: int | None = Field(None, ge=1)
+    contrast_frames: int | None = Field(2, ge=1)
+
+
+class RecurrentValOptions(ValOptions):
+    """The block `val` of CSDVideoRecurrentModel.
+
+    Attributes:
+        flip_seq: average over the clip and the reversed clip.
+        center_frame_only: rate the middle frame alone (Vimeo-90K).
+    """
+
+    flip_seq: bool = False
+    center_frame_only: bool = False
+
+
 class PathOptions(_Options):
     """The block `path`."""
 
@@ -127,6 +165,40 @@ class PairedImageDatasetOptions(_Options):
     phase: str | None = None
 
 
+class ClipDatasetOptions(_Options):
+    """One entry of `datasets` of one of BasicSR's types for video."""
+
+    name: str
+    type: str
+    dataroot_gt: str
+    dataroot_lq: str
+    io_backend: Block
+    num_frame: int
+    dataroot_flow: str | None = None
+    meta_info_file: str | None = None
+    val_partition: Literal["REDS4", "official"] | None = None
+    test_mode: bool = False
+    interval_list: list[int] = Field([1], min_length=1)
+    random_reverse: bool = False
+    flip_sequence: bool = False
+    cache_data: bool = False
+    padding: str | None = None
+    use_duf_downsampling: bool = False
+    gt_size: int | None = Field(None, ge=1)
+    use_hflip: bool = False
+    use_rot: bool = False
+    use_shuffle: bool = True
+    num_worker_per_gpu: int = Field(0, ge=0)
+    batch_size_per_gpu: int = Field(1, ge=1)
+    dataset_enlarge_ratio: int = Field(1, ge=1)
+    prefetch_mode: Literal["cpu", "cuda"] | None = None
+    num_prefetch_queue: int = 1
+    pin_memory: bool = False
+    persistent_workers: bool = False
+    scale: int | None = None
+    phase: str | None = None
+
+
 class NetworkOptions(_Options):
     """The block `network_g`; the backbone is checked by the architecture itself."""
 
@@ -135,23 +207,26 @@ class NetworkOptions(_Options):
     backbone: Block
     width_args: list[str] | None = None
     channel_order: Literal["stock", "importance"] = "stock"
-    example_input: list[int] | None = None
+    example_input: list[Any] | dict[str, Any] | None = None
     channel_map: dict[str, dict[int, list[int | str]]] | None = None
 
 
 class CSDOptions(_Options):
-    """A whole option file with `model_type: CSDModel`."""
+    """A whole option file whose model is CSDModel or derived from it.
+
+    The blocks `train` and `val` are parsed with the schemas that the model names.
+    """
 
     name: str
-    model_type: Literal["CSDModel"]
+    model_type: str
     scale: int = Field(ge=1)
     num_gpu: int | Literal["auto"]
     manual_seed: int | None = None
     datasets: dict[str, Block]
     network_g: NetworkOptions
     path: PathOptions
-    train: TrainOptions | None = None
-    val: ValOptions | None = None
+    train: Block | None = None
+    val: Block | None = None
     logger: LoggerOptions | None = None
     dist_params: Block | None = None
     find_unused_parameters: bool = False

@@ -74,7 +74,7 @@ def check_paired_dataset(options: Mapping[str, Any], where: str, scale: int, tra
     """
     is_lmdb = options["io_backend"].get("type") == "lmdb"
     for key in ("dataroot_gt", "dataroot_lq"):
-        _check_root(Path(os.path.expanduser(options[key])), f"{where}:{key}", is_lmdb)
+        check_root(Path(os.path.expanduser(options[key])), f"{where}:{key}", is_lmdb)
     if is_lmdb:
         pairs, count = _lmdb_pairs(options, where)
     else:
@@ -86,7 +86,12 @@ def check_paired_dataset(options: Mapping[str, Any], where: str, scale: int, tra
     return count
 
 
-def _check_root(root: Path, option: str, is_lmdb: bool) -> None:
+def check_root(root: Path, option: str, is_lmdb: bool) -> None:
+    """Refuse a folder or LMDB that is not there.
+
+    Raises:
+        OptionError: naming it and its option.
+    """
     if not root.is_dir():
         raise OptionError(f"no such {'LMDB' if is_lmdb else 'folder'}: {root} (option {option})")
     if is_lmdb:

@@ -2,14 +2,14 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import yaml
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
@@ -39,14 +39,16 @@ class CSDModel(SRModel):
         OptionError: an option is unknown or out of range.
     """
 
+    train_schema: type[TrainOptions] = TrainOptions
+    val_schema: type[ValOptions] = ValOptions
     train_options: TrainOptions
     cri_teacher: nn.Module | None
     cri_contrast: ContrastiveLoss | None
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt["is_train"]:
-            self.train_options = parse(TrainOptions, opt["train"], "train")
-        self.val_options = parse(ValOptions, opt.get("val") or {"save_img": False}, "val")
+            self.train_options = parse(self.train_schema, opt["train"], "train")
+        self.val_options = parse(self.val_schema, opt.get("val") or {"save_img": False}, "val")
         self.active_width: float | None = None
         self.first_validated: str | None = None
         super().__init__(opt)
@@ -69,7 +71,8 @@ class CSDModel(SRModel):
         options = self.train_options
         self.cri_teacher = build_loss(options.teacher_opt).to(self.device) if options.teacher_opt else None
         self.cri_contrast = build_loss(options.contrastive_opt).to(self.device) if options.contrastive_opt else None
-        self.negative_sampler = NegativeSampler(options.negatives, self.opt["scale"], self.opt["manual_seed"])
+        self.shared_seed = _of_first_rank(self.opt["manual_seed"], self.device)
+        self.negative_sampler = NegativeSampler(options.negatives, self.opt["scale"], self.shared_seed)
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step on the batch given to `feed_data`.
@@ -77,7 +80,7 @@ class CSDModel(SRModel):
         Args:
             current_iter: iteration, from 1.
         """
-        negatives = self.negative_sampler.sample(self.lq, current_iter) if self.cri_contrast else None
+        negatives = self._draw_negatives(current_iter) if self.cri_contrast else None
         outputs = self._forward_all(current_iter)
         losses = self._losses(outputs, negatives, current_iter)
 
@@ -101,18 +104,61 @@ class CSDModel(SRModel):
         for average, buffer in zip(self.net_g_ema.buffers(), self._bare_net().buffers(), strict=True):
             average.copy_(buffer)
 
+    def network_inputs(self, lq: Tensor) -> tuple[Any, ...]:
+        """Arguments of the network for a batch; a model of a network that takes more than the images overrides this.
+
+        Args:
+            lq: `self.lq`, flipped, turned or padded in validation.
+        """
+        return (lq,)
+
+    def to_images(self, batch: Tensor, current_iter: int) -> Tensor:
+        """The images (N, C, H, W) of a batch that the contrast compares; from clips it takes some of the frames.
+
+        Args:
+            batch: what `self.lq` and `self.gt` hold or the network gives.
+            current_iter: iteration, from 1.
+        """
+        return batch
+
+    def super_resolve(self, network: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
+        """What validation and testing do with a network at one width.
+
+        Args:
+            network: from what `self.lq` holds to what the network gives.
+            lq: `self.lq`.
+        """
+        return self_ensemble(network, lq) if self.val_options.self_ensemble else network(lq)
+
     def test(self) -> None:
         """Super-resolve `self.lq` at the active width (the default student's) into `self.output`."""
         net = self.net_g_ema if hasattr(self, "net_g_ema") else self._bare_net()
         was_training = net.training
         net.eval()
-        run = partial(run_padded, partial(net, width=self.active_width or net.widths[0]), net.window_size)
+
+        def run(lq: Tensor) -> Tensor:
+            return net(*self.network_inputs(lq), width=self.active_width or net.widths[0])
+
         with torch.no_grad():
-            self.output = self_ensemble(run, self.lq) if self.val_options.self_ensemble else run(self.lq)
+            self.output = self.super_resolve(partial(run_padded, run, net.window_size), self.lq)
         net.train(was_training)
 
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """Validate every student and, by option, the teacher, each with metrics and curves of its own."""
+        self.validate_each(super().nondist_validation, dataloader, current_iter, tb_logger, save_img)
+
+    def validate_each(
+        self, validate: Callable[..., None], dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool
+    ) -> None:
+        """Validate every student and, by option, the teacher, and keep the students that have never been better.
+
+        Args:
+            validate: BasicSR's validation at the active width, which takes the arguments that follow.
+            dataloader: validation data.
+            current_iter: iteration, or the name of the run in testing.
+            tb_logger: tensorboard or None.
+            save_img: whether to write the pictures.
+        """
         name = dataloader.dataset.opt["name"]
         if self.is_train:
             # BasicSR counts on past the last iteration before its final validation.
@@ -124,7 +170,7 @@ class CSDModel(SRModel):
         for width, label in roles.items():
             shown = name if label == "student" else f"{name}_{label}"
             with self._evaluating(width, label):
-                super().nondist_validation(_Renamed(dataloader, shown), current_iter, tb_logger, save_img)
+                validate(_Renamed(dataloader, shown), current_iter, tb_logger, save_img)
             if self.is_train and width != TEACHER:
                 self._keep_best(width, label, name, shown, current_iter)
 
@@ -190,6 +236,10 @@ class CSDModel(SRModel):
     def _bare_net(self) -> CSSRNet:
         return self.get_bare_model(self.net_g)
 
+    def _draw_negatives(self, current_iter: int) -> Negatives | None:
+        images = self.to_images(self.lq, current_iter)
+        return self.negative_sampler.sample(images, current_iter, per_clip=len(images) // len(self.lq))
+
     def _forward_all(self, current_iter: int) -> dict[float, Tensor]:
         """Outputs of the students and of the teacher where something needs it, from one forward (as DDP demands)."""
         widths = list(self.students)
@@ -199,7 +249,7 @@ class CSDModel(SRModel):
             moves = trains or not self.cri_contrast.detach_positive
         if trains or is_positive:
             widths.insert(0, TEACHER)
-        return self.net_g(self.lq, width=widths, detach=() if moves else (TEACHER,))
+        return self.net_g(*self.network_inputs(self.lq), width=widths, detach=() if moves else (TEACHER,))
 
     def _losses(
         self, outputs: Mapping[float, Tensor], negatives: Negatives | None, current_iter: int
@@ -211,10 +261,11 @@ class CSDModel(SRModel):
             losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], self.gt)
         if self.cri_contrast is not None and (negatives is not None or self.train_options.negatives.num == 0):
             positive = outputs[TEACHER] if self.train_options.positive == "teacher" else self.gt
+            pulled_to = _rgb(self.to_images(positive, current_iter))
             pushed_from = (_rgb(negatives.images), negatives.pair_weights) if negatives else (None, None)
             for width, label in self.students.items():
-                key = label.replace("student", "l_contrast")
-                losses[key] = self.cri_contrast(_rgb(outputs[width]), _rgb(positive), *pushed_from)
+                student = _rgb(self.to_images(outputs[width], current_iter))
+                losses[label.replace("student", "l_contrast")] = self.cri_contrast(student, pulled_to, *pushed_from)
         return losses
 
     def _teacher_trains(self, current_iter: int) -> bool:
@@ -264,6 +315,15 @@ class CSDModel(SRModel):
             get_root_logger().info(f"Stock {label} (width {width:g}) is network_g: {block}")
 
 
+def _of_first_rank(number: int, device: torch.device) -> int:
+    """A number that is the same on all ranks; without `manual_seed` BasicSR draws a seed on each."""
+    if not dist.is_initialized():
+        return number
+    shared = torch.tensor(number, device=device)
+    dist.broadcast(shared, 0)
+    return int(shared)
+
+
 def _rgb(images: Tensor) -> Tensor:
     """Grey images (B, 1, H, W) as RGB ones for the VGG."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
@@ -274,13 +334,28 @@ class _Renamed:
 
     def __init__(self, dataloader: Any, name: str) -> None:
         self._dataloader = dataloader
-        self.dataset = SimpleNamespace(opt={**dataloader.dataset.opt, "name": name})
+        self.dataset = _RenamedDataset(dataloader.dataset, name)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._dataloader)
 
     def __len__(self) -> int:
         return len(self._dataloader)
+
+
+class _RenamedDataset:
+    def __init__(self, dataset: Any, name: str) -> None:
+        self._dataset = dataset
+        self.opt = {**dataset.opt, "name": name}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -16,7 +16,7 @@ class Negatives:
 
     Attributes:
         images: (N, 3, H, W) in 0..1.
-        pair_weights: (B, N); each row sums to K and is zero at the anchor's own image.
+        pair_weights: (B, N); each row sums to K and is zero at the anchor's own image and the others of its clip.
     """
 
     images: Tensor
@@ -24,7 +24,7 @@ class Negatives:
 
 
 class NegativeSampler:
-    """Draws K negatives for every anchor of the batch, never the anchor's own image.
+    """Draws K negatives for every anchor of the batch, never the anchor's own image or a frame of its own clip.
 
     All ranks draw from the joined batch and draw the same, so several ranks give what one rank gives on the joined
     batch. A draw depends on the seed and the iteration alone, which keeps resumed runs in step.
@@ -42,49 +42,50 @@ class NegativeSampler:
         self.pool: Tensor | None = None
 
     @torch.no_grad()
-    def sample(self, lq: Tensor, current_iter: int) -> Negatives | None:
+    def sample(self, lq: Tensor, current_iter: int, per_clip: int = 1) -> Negatives | None:
         """Negatives for a batch; the pool then takes the batch in.
 
-        As long as the pool holds fewer than K others, what there is counts for K, so that the scale of the loss stays.
+        As long as there are fewer than K others, what there is counts for K, so that the scale of the loss stays.
 
         Args:
             lq: this rank's LR patches (B, C, h, w) in 0..1.
             current_iter: iteration, from 1.
+            per_clip: how many patches in a row are frames of the same clip.
 
         Returns:
             Enlarged patches (N, C, scale * h, scale * w) and weights (B, N), or None when there is no other image.
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        batch = _join_ranks(lq)
+        batch = _join_ranks(lq.unflatten(0, (-1, per_clip))).flatten(0, 1)
         candidates = batch if self.pool is None else torch.cat([batch, self.pool.to(lq)])
-        wanted = min(self.options.num + 1, len(candidates))
         if self.options.source == "pool":
             self.pool = torch.cat([batch, *([] if self.pool is None else [self.pool.to(lq)])])[: self.options.pool_size]
-        if self.options.num == 0 or wanted < 2:
+        if self.options.num == 0 or len(candidates) == per_clip:
             return None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + current_iter)
-        chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
-        weights = _all_but_own(chosen, len(batch), self.options.num, generator)
+        chosen = torch.randperm(len(candidates), generator=generator)[: self.options.num + per_clip]
+        clip = torch.arange(len(candidates)) // per_clip
+        clip[len(batch) :] = -1  # the pool's are nobody's own
+        weights = _k_others(clip[: len(batch)], clip[chosen], self.options.num, generator)
         enlarged = F.interpolate(
             candidates[chosen.to(lq.device)], scale_factor=self.scale, mode="bicubic", antialias=True
         )
-        return Negatives(enlarged.clamp_(0, 1), weights[rank::world_size].to(lq))
+        own_rank = weights.unflatten(0, (-1, per_clip))[rank::world_size].flatten(0, 1)
+        return Negatives(enlarged.clamp_(0, 1), own_rank.to(lq))
 
 
-def _all_but_own(chosen: Tensor, anchors: int, num: int, generator: torch.Generator) -> Tensor:
-    """(anchors, N) weights that leave out one candidate a row: the anchor itself, else one at random."""
-    left_out = torch.randint(len(chosen), (anchors,), generator=generator)
-    own = chosen[None, :] == torch.arange(anchors)[:, None]
-    left_out = torch.where(own.any(1), own.float().argmax(1), left_out)
-    weights = torch.full((anchors, len(chosen)), num / (len(chosen) - 1))
-    weights[torch.arange(anchors), left_out] = 0
-    return weights
+def _k_others(anchors: Tensor, candidates: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """(anchors, candidates) weights that keep `num` candidates of other clips a row, or as many as there are."""
+    others = anchors[:, None] != candidates[None, :]
+    place = torch.rand(others.shape, generator=generator).masked_fill(~others, 2).argsort(1).argsort(1)
+    kept = others & (place < num)
+    return kept * (num / kept.sum(1, keepdim=True).clamp(min=1))
 
 
-def _join_ranks(lq: Tensor) -> Tensor:
+def _join_ranks(items: Tensor) -> Tensor:
     """The batches of all ranks, interleaved as BasicSR's sampler deals them out."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return lq
-    parts = [torch.empty_like(lq) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, lq.contiguous())
+        return items
+    parts = [torch.empty_like(items) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, items.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
@@ -35,7 +36,7 @@ class BackboneSpec:
 
 
 BACKBONES: dict[str, BackboneSpec] = {
-    "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=36),
+    "BasicVSR": BackboneSpec(("num_feat",), frames=2, side=33),
     "BasicVSRPlusPlus": BackboneSpec(("mid_channels",), frames=3, side=64),
     "CARN": BackboneSpec(("num_feat",)),
     "DUF": BackboneSpec(()),
@@ -51,6 +52,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     "SwinIR": BackboneSpec(("embed_dim", "num_heads")),
     "TOFlow": BackboneSpec(()),
 }
+
+ExampleInput = Sequence[Any] | Mapping[str, Any]
 
 _CHANNEL_ARGS = ("num_in_ch", "in_channels", "in_chans")
 
@@ -197,15 +200,40 @@ def narrow_options(
     return narrow
 
 
-def example_shape(backbone: Mapping[str, Any], example_input: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Shape of a small input of the backbone: (1, C, H, W), or (1, T, C, H, W) for video.
+def example_inputs(backbone: Mapping[str, Any], example_input: ExampleInput | None = None) -> tuple[Any, ...]:
+    """The arguments of a small forward pass: random values in 0..1, the same in every call.
 
     Args:
         backbone: complete options.
-        example_input: a shape chosen by the user, for architectures with other needs.
+        example_input: shapes chosen by the user. One shape, or a mapping from names to shapes, is one argument: a
+            tensor, or a dict of tensors. A list of these is several arguments. None takes one image (1, C, H, W), or
+            clip (1, T, C, H, W), of the size known for the architecture.
+
+    Raises:
+        OptionError: `example_input` is none of these.
     """
-    if example_input is not None:
-        return tuple(example_input)
+    if example_input is None:
+        example_input = _example_shape(backbone)
+    several = isinstance(example_input, list | tuple) and not _is_shape(example_input)
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(shapes: Any) -> Any:
+        if _is_shape(shapes):
+            return torch.rand(*shapes, generator=generator)
+        if isinstance(shapes, Mapping) and shapes:
+            return {key: filled(value) for key, value in shapes.items()}
+        raise OptionError(
+            f"expected a shape, names with shapes, or a list of them, got {shapes!r} (option network_g:example_input)"
+        )
+
+    return tuple(filled(argument) for argument in (example_input if several else [example_input]))
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(type(n) is int and n > 0 for n in value)
+
+
+def _example_shape(backbone: Mapping[str, Any]) -> tuple[int, ...]:
     spec = BACKBONES.get(backbone["type"], BackboneSpec(()))
     channels = next((backbone[key] for key in _CHANNEL_ARGS if isinstance(backbone.get(key), int)), 3)
     window = backbone.get("window_size")
