@@ -6,6 +6,7 @@ _SWIN = {"img_size": 8, "window_size": 4, "depths": [2, 2], "num_heads": [4, 4],
 _EDVR = {"num_extract_block": 1, "num_reconstruct_block": 1}
 
 IMAGE_BACKBONES = ("CARN", "ECBSR", "EDSR", "MSRResNet", "RCAN", "RIDNet", "RRDBNet", "SRVGGNetCompact", "SwinIR")
+VIDEO_BACKBONES = ("BasicVSR", "BasicVSRPlusPlus", "EDVR")
 PREFIX_BACKBONES = ("ECBSR", "EDSR", "MSRResNet", "RCAN", "SRVGGNetCompact")
 SCALABLE = tuple(name for name in IMAGE_BACKBONES if name != "RIDNet")  # RIDNet restores, it does not enlarge
 

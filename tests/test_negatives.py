@@ -83,3 +83,7 @@ def test_padding_is_cut_off_again():
 
     assert torch.equal(run_padded(double, 4, x), double(x))
     assert seen[0] == (8, 8)
+    clip = torch.rand(2, 3, 3, 5, 7)
+    middle = run_padded(lambda t: double(t[:, 1]), 4, clip)
+    assert torch.equal(middle, double(clip[:, 1]))
+    assert seen[2] == (8, 8)

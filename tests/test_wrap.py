@@ -4,7 +4,7 @@ import yaml
 from csd_plugin.cli import main
 from csd_plugin.config.load import read_options
 from tests.backbones import tiny
-from tests.conftest import base_options, load, write_options, write_pairs
+from tests.conftest import base_options, load, write_clips, write_options, write_pairs
 
 HEAD = """\
 # my experiment
@@ -94,6 +94,65 @@ def test_a_stock_file_becomes_one_that_trains(name, tmp_path, capsys):
     assert mine["datasets"]["train"]["use_hflip"] is True
     assert main(["train", "-opt", "mine.yml", "--force_yml", "train:contrastive_opt:vgg_weights=random"]) == 0
     assert "params_ema" in load(tmp_path / "experiments/csd_mine/models/net_g_student_2.pth")
+
+
+VIDEO_HEAD = (
+    HEAD[: HEAD.index("datasets:")].replace("scale: 2", "scale: 4").replace("MODEL", "VideoRecurrentModel")
+    + """\
+datasets:
+  train:
+    name: REDS  # the training set
+    type: REDSRecurrentDataset
+    dataroot_gt: data/HR
+    dataroot_lq: data/LR
+    meta_info_file: data/meta.txt
+    val_partition: REDS4  # set to 'official' when use the official validation partition
+    test_mode: False
+    io_backend:
+      type: disk
+      # type: lmdb
+    num_frame: 2
+    gt_size: 132
+    interval_list: [1]
+    random_reverse: false
+    use_hflip: true
+    use_rot: true
+    use_shuffle: true
+    num_worker_per_gpu: 0
+    batch_size_per_gpu: 2
+    dataset_enlarge_ratio: 1
+    prefetch_mode: ~
+"""
+)
+
+
+def test_a_video_file_becomes_one_that_trains(tmp_path, capsys):
+    write_clips(tmp_path / "data", size=132)
+    network = {**tiny("BasicVSR"), "spynet_path": "experiments/pretrained_models/flownet/not_there_yet.pth"}
+    tail = TAIL.replace("warmup_iter: -1", "fix_flow: 2\n  flow_lr_mul: 0.125\n  warmup_iter: -1")
+    tail = tail.replace("L1Loss", "CharbonnierLoss") + "\nfind_unused_parameters: true\n"
+    text = VIDEO_HEAD + yaml.safe_dump({"network_g": network}, sort_keys=False) + tail
+    (tmp_path / "theirs.yml").write_text(text)
+    assert main(["wrap", "-opt", "theirs.yml", "--width", "0.5", "-o", "mine.yml"]) == 0
+    assert "model_type: VideoRecurrentModel -> CSDVideoRecurrentModel" in capsys.readouterr().out
+    mine = read_options("mine.yml")
+    assert mine["network_g"]["backbone"] == network
+    assert mine["train"]["negatives"] == {"source": "pool", "num": 10}
+    assert "# set to 'official'" in (tmp_path / "mine.yml").read_text()
+    overrides = ["train:contrastive_opt:vgg_weights=random", "train:contrastive_opt:layer_weights={relu1_1: 1.0}"]
+    command = ["train", "-opt", "mine.yml", "--force_yml", *overrides]
+    assert main(command) == 2
+    assert "not_there_yet.pth" in capsys.readouterr().err
+    assert main([*command, "network_g:backbone:spynet_path=~"]) == 0
+    assert "params_ema" in load(tmp_path / "experiments/csd_mine/models/net_g_student_2.pth")
+
+
+def test_the_contrast_keeps_its_share_of_a_summed_loss(tmp_path):
+    text = CASES["EDSR"].replace("reduction: mean", "reduction: sum")
+    (tmp_path / "theirs.yml").write_text(text)
+    assert main(["wrap", "-opt", "theirs.yml", "--width", "0.5", "-o", "mine.yml"]) == 0
+    weight = read_options("mine.yml")["train"]["contrastive_opt"]["loss_weight"]
+    assert weight == pytest.approx(0.784 * 4 * 3 * 24 * 24, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from csd_plugin.slicing.widths import (
     check_width,
     example_inputs,
     narrow_options,
+    size_multiple,
     width_arguments,
 )
 
@@ -110,10 +111,9 @@ class CSSRNet(nn.Module):
         return {w: "student" if len(self.widths) == 1 else f"student_{w:g}" for w in self.widths}
 
     @property
-    def window_size(self) -> int:
-        """What height and width of an input must be a multiple of: the attention window of the backbone, or 1."""
-        window = self.options[TEACHER].get("window_size", 1)
-        return window if isinstance(window, int) else 1
+    def size_multiple(self) -> int:
+        """What height and width of an input must be a multiple of: SwinIR's attention window, for example, or 1."""
+        return size_multiple(self.options[TEACHER])
 
     def example_inputs(self) -> tuple[Any, ...]:
         """Arguments of a small forward pass, the same in every call, on the CPU."""

@@ -285,9 +285,9 @@ def _check_patch(opt: Mapping[str, Any], network: CSSRNet, smallest: int) -> Non
     patch = opt["datasets"].get("train", {}).get("gt_size")
     if patch is None:
         return
-    if (patch // opt["scale"]) % network.window_size:
+    if (patch // opt["scale"]) % network.size_multiple:
         raise OptionError(
-            f"expected a multiple of scale {opt['scale']} x window_size {network.window_size}, got {patch} "
+            f"expected a multiple of scale {opt['scale']} x {network.size_multiple}, got {patch} "
             "(option datasets:train:gt_size)"
         )
     if patch // opt["scale"] < smallest:
@@ -324,9 +324,10 @@ def _check_negatives(opt: Mapping[str, Any]) -> None:
         return
     negatives = parse(NegativesOptions, train.get("negatives") or {}, "train:negatives")
     batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
-    if negatives.source == "batch" and negatives.num > batch - 1:
+    if negatives.source == "batch" and negatives.num > (batch - 1) * _contrast_frames(opt):
         raise OptionError(
-            f"{negatives.num} negatives need a batch of {negatives.num + 1}, got {batch}: lower it or set "
+            f"{negatives.num} negatives need a batch of {math.ceil(negatives.num / _contrast_frames(opt)) + 1}, "
+            f"got {batch}: lower it or set "
             "train:negatives:source pool (option train:negatives:num)"
         )
     if negatives.source == "pool" and negatives.num > negatives.pool_size:
@@ -334,6 +335,16 @@ def _check_negatives(opt: Mapping[str, Any]) -> None:
             f"{negatives.num} negatives but a pool of {negatives.pool_size}: raise train:negatives:pool_size "
             "(option train:negatives:num)"
         )
+
+
+def _contrast_frames(opt: Mapping[str, Any]) -> int:
+    """How many images of each item of a batch take part in the contrast."""
+    model = csd_model(opt)
+    if model is None or not issubclass(model, CSDVideoRecurrentModel):
+        return 1
+    total = max(opt["datasets"]["train"].get("num_frame", 1), 1)
+    wanted = parse(model.train_schema, opt["train"], "train").contrast_frames
+    return total if wanted is None else min(wanted, total)
 
 
 def _check_vgg(opt: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from csd_plugin.config.load import YAML_SUFFIXES, read_options
 from csd_plugin.config.preflight import check_options
 from csd_plugin.errors import OptionError
 
-_STOCK_MODELS = ("SRModel", "SwinIRModel")
+_MODELS = {
+    "SRModel": "CSDModel",
+    "SwinIRModel": "CSDModel",
+    "VideoBaseModel": "CSDVideoModel",
+    "EDVRModel": "CSDVideoModel",
+    "VideoRecurrentModel": "CSDVideoRecurrentModel",
+}
 _LAMBDA_C = 0.784
 _NEGATIVES = 10
 
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         merged = read_options(partial)
         check_options(merged, is_train=True)
-        CSSRNet.from_options(merged["network_g"])
+        CSSRNet.from_options(_without_missing_files(merged["network_g"]))
         partial.replace(args.output)
     finally:
         partial.unlink(missing_ok=True)
@@ -74,22 +80,22 @@ def wrap(options: MutableMapping[str, Any], widths: list[float]) -> list[str]:
         One line for each change.
 
     Raises:
-        OptionError: the file is not for training one of BasicSR's image models with a pixel loss.
+        OptionError: the file is not for training with one of BasicSR's models that have a pixel loss.
     """
-    if options.get("model_type") not in _STOCK_MODELS or "_base_" in options:
+    stock = options.get("model_type")
+    if stock not in _MODELS or "_base_" in options:
         raise OptionError(
-            f"expected a whole file with model_type {' or '.join(_STOCK_MODELS)}, got {options.get('model_type')!r} "
-            "(option model_type)"
+            f"expected a whole file with model_type {' or '.join(_MODELS)}, got {stock!r} (option model_type)"
         )
     train = options.get("train") or {}
     if not train.get("pixel_opt") or train.get("perceptual_opt"):
         raise OptionError("expected a pixel loss and no other (options train:pixel_opt, train:perceptual_opt)")
-    changes = [f"model_type: {options['model_type']} -> CSDModel"]
-    options["model_type"] = "CSDModel"
+    options["model_type"] = _MODELS[stock]
+    changes = [f"model_type: {stock} -> {options['model_type']}"]
     changes.append(f"name: {options['name']} -> csd_{options['name']}")
     options["name"] = f"csd_{options['name']}"
     changes.append(_nest_network(options, widths))
-    changes += _add_losses(train, options["datasets"].get("train") or {})
+    changes += _add_losses(train, options["datasets"].get("train") or {}, options["model_type"])
     for phase, dataset in options["datasets"].items():
         if "use_flip" in dataset:
             dataset["use_hflip"] = dataset.pop("use_flip")
@@ -105,17 +111,41 @@ def _nest_network(options: MutableMapping[str, Any], widths: list[float]) -> str
     return f"network_g: {backbone['type']} is now network_g:backbone of a CSSRNet of width {widths}"
 
 
-def _add_losses(train: MutableMapping[str, Any], dataset: MutableMapping[str, Any]) -> list[str]:
-    num = min(_NEGATIVES, dataset.get("batch_size_per_gpu", 1) - 1)
+def _add_losses(train: MutableMapping[str, Any], dataset: MutableMapping[str, Any], model: str) -> list[str]:
     train["teacher_opt"] = copy.deepcopy(train["pixel_opt"])
+    weight, why = _contrast_weight(train["pixel_opt"], dataset, model)
     train["contrastive_opt"] = CommentedMap(
-        {"type": "ContrastiveLoss", "loss_weight": _LAMBDA_C, "vgg_weights": "imagenet"}
+        {"type": "ContrastiveLoss", "loss_weight": weight, "vgg_weights": "imagenet"}
     )
-    train["contrastive_opt"].yaml_add_eol_comment("200 / 255, for pixels in 0..1", "loss_weight")
+    train["contrastive_opt"].yaml_add_eol_comment(why, "loss_weight")
     train["positive"] = "teacher"
-    train["negatives"] = CommentedMap({"source": "batch" if num > 0 else "pool", "num": num if num > 0 else _NEGATIVES})
+    others = dataset.get("batch_size_per_gpu", 1) - 1
+    from_batch = model == "CSDModel" and others > 0
+    train["negatives"] = CommentedMap(
+        {"source": "batch", "num": min(_NEGATIVES, others)} if from_batch else {"source": "pool", "num": _NEGATIVES}
+    )
     return [
         "train:teacher_opt: a copy of pixel_opt (lambda_T)",
-        f"train:contrastive_opt: ContrastiveLoss with loss_weight {_LAMBDA_C} (lambda_C)",
+        f"train:contrastive_opt: ContrastiveLoss with loss_weight {weight} (lambda_C), {why}",
         f"train:negatives: {dict(train['negatives'])}",
     ]
+
+
+def _contrast_weight(
+    pixel: MutableMapping[str, Any], dataset: MutableMapping[str, Any], model: str
+) -> tuple[float, str]:
+    """lambda_C for the scale of the pixel loss, and the reason in words."""
+    if pixel.get("reduction", "mean") != "sum":
+        return _LAMBDA_C, "200 / 255, for pixels in 0..1"
+    frames = max(dataset.get("num_frame", 1), 1) if model == "CSDVideoRecurrentModel" else 1
+    values = dataset.get("batch_size_per_gpu", 1) * frames * 3 * dataset["gt_size"] ** 2
+    return round(_LAMBDA_C * values), f"200 / 255 times the {values} values that the pixel loss sums"
+
+
+def _without_missing_files(network: Mapping[str, Any]) -> dict[str, Any]:
+    """The same network built without the weights (of an optical flow) that have not been downloaded yet."""
+    backbone = {
+        key: None if key.endswith("_path") and isinstance(value, str) and not Path(value).is_file() else value
+        for key, value in network["backbone"].items()
+    }
+    return {**network, "backbone": backbone}

@@ -17,7 +17,7 @@ from basicsr.utils import tensor2img
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import load_mapping
 from csd_plugin.config.load import read_options
-from csd_plugin.config.preflight import check_options
+from csd_plugin.config.preflight import check_options, csd_model
 from csd_plugin.data.bicubic import upscale
 from csd_plugin.data.pairs import check_paired_dataset
 from csd_plugin.errors import OptionError
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     """
     options = read_options(args.opt, args.force_yml)
     check_options(options, is_train=True)
-    if options["model_type"] != "CSDModel":
+    if csd_model(options) is None:
         raise OptionError(f"expected CSDModel, got {options['model_type']!r} (option model_type)")
     experiment = Path("experiments") / options["name"]
     checkpoint = experiment / "models" / f"net_g_{args.checkpoint}.pth"
@@ -134,7 +134,7 @@ def _validation_images(options: Mapping[str, Any]) -> Iterator[tuple[str, torch.
 def _outputs(network: CSSRNet, lq: torch.Tensor, scale: int) -> dict[float | None, np.ndarray]:
     outputs: dict[float | None, np.ndarray] = {None: upscale(tensor2img(lq), scale)}
     for width in (*network.widths, TEACHER):
-        outputs[width] = tensor2img(run_padded(partial(network, width=width), network.window_size, lq))
+        outputs[width] = tensor2img(run_padded(partial(network, width=width), network.size_multiple, lq))
     return outputs
 
 

@@ -140,7 +140,7 @@ class CSDModel(SRModel):
             return net(*self.network_inputs(lq), width=self.active_width or net.widths[0])
 
         with torch.no_grad():
-            self.output = self.super_resolve(partial(run_padded, run, net.window_size), self.lq)
+            self.output = self.super_resolve(partial(run_padded, run, net.size_multiple), self.lq)
         net.train(was_training)
 
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:

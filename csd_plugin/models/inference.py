@@ -29,20 +29,21 @@ def self_ensemble(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def run_padded(network: Callable[[Tensor], Tensor], multiple: int, x: Tensor) -> Tensor:
-    """Run on an input mirrored to a multiple of the attention window, as SwinIR needs, and cut the output back.
+    """Run on an input mirrored to a multiple of an attention window, as SwinIR needs, and cut the output back.
 
     Args:
-        network: from (B, C, H, W) to (B, C, scale * H, scale * W).
-        multiple: what height and width must be a multiple of; with 1 the input is left as it is.
-        x: images (B, C, H, W).
+        network: from (B, C, H, W) to (B, C, scale * H, scale * W), or the same for clips.
+        multiple: what height and width must be a multiple of; an input that has it is left as it is.
+        x: images (B, C, H, W) or clips (B, T, C, H, W).
 
     Returns:
-        Images (B, C, scale * H, scale * W).
+        Images (B, C, scale * H, scale * W), or what the network gives for clips.
     """
-    if multiple == 1:
-        return network(x)
     height, width = x.shape[-2:]
-    padded = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="reflect")
+    below, right = -height % multiple, -width % multiple
+    if below == right == 0:
+        return network(x)
+    padded = F.pad(x.flatten(0, -4), (0, right, 0, below), mode="reflect").unflatten(0, x.shape[:-3])
     output = network(padded)
     scale = output.shape[-1] // padded.shape[-1]
     return output[..., : height * scale, : width * scale]

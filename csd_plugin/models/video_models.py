@@ -87,7 +87,7 @@ class CSDVideoModel(_OnClips, EDVRModel, CSDModel):
     the rest fixed, too.
     """
 
-    train_schema = SlidingWindowTrainOptions
+    train_schema: type[SlidingWindowTrainOptions] = SlidingWindowTrainOptions
     train_options: SlidingWindowTrainOptions
 
     def to_images(self, batch: Tensor, current_iter: int) -> Tensor:
@@ -114,8 +114,8 @@ class CSDVideoRecurrentModel(_OnClips, VideoRecurrentModel, CSDModel):
     `val:flip_seq` and `val:center_frame_only`. Validation uses the moving average if there is one.
     """
 
-    train_schema = RecurrentTrainOptions
-    val_schema = RecurrentValOptions
+    train_schema: type[RecurrentTrainOptions] = RecurrentTrainOptions
+    val_schema: type[RecurrentValOptions] = RecurrentValOptions
     train_options: RecurrentTrainOptions
     val_options: RecurrentValOptions
 

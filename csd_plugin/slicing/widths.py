@@ -27,12 +27,14 @@ class BackboneSpec:
             in the error when the division leaves no channel.
         frames: name of the argument for the number of frames, or the number itself, of a video network.
         side: height and width of the smallest input that runs.
+        multiple: what height and width of an input must be a multiple of.
     """
 
     width_args: tuple[str, ...]
     divisor_arg: str | None = None
     frames: str | int | None = None
     side: int = 8
+    multiple: int = 1
 
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -42,7 +44,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     "DUF": BackboneSpec(()),
     "ECBSR": BackboneSpec(("num_channel",)),
     "EDSR": BackboneSpec(("num_feat",)),
-    "EDVR": BackboneSpec(("num_feat",), frames="num_frame"),
+    "EDVR": BackboneSpec(("num_feat",), frames="num_frame", multiple=4),
     "MSRResNet": BackboneSpec(("num_feat",)),
     "RCAN": BackboneSpec(("num_feat",), divisor_arg="squeeze_factor"),
     "RIDNet": BackboneSpec(("mid_channels",)),
@@ -214,7 +216,7 @@ def example_inputs(backbone: Mapping[str, Any], example_input: ExampleInput | No
     """
     if example_input is None:
         example_input = _example_shape(backbone)
-    several = isinstance(example_input, list | tuple) and not _is_shape(example_input)
+    several = isinstance(example_input, list | tuple) and len(example_input) > 0 and not _is_shape(example_input)
     generator = torch.Generator().manual_seed(0)
 
     def filled(shapes: Any) -> Any:
@@ -229,6 +231,17 @@ def example_inputs(backbone: Mapping[str, Any], example_input: ExampleInput | No
     return tuple(filled(argument) for argument in (example_input if several else [example_input]))
 
 
+def size_multiple(backbone: Mapping[str, Any]) -> int:
+    """What height and width of an input must be a multiple of, an attention window for example.
+
+    Args:
+        backbone: complete options.
+    """
+    window = backbone.get("window_size")
+    multiple = BACKBONES.get(backbone["type"], BackboneSpec(())).multiple
+    return math.lcm(multiple, window) if isinstance(window, int) else multiple
+
+
 def _is_shape(value: object) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(type(n) is int and n > 0 for n in value)
 
@@ -236,8 +249,7 @@ def _is_shape(value: object) -> bool:
 def _example_shape(backbone: Mapping[str, Any]) -> tuple[int, ...]:
     spec = BACKBONES.get(backbone["type"], BackboneSpec(()))
     channels = next((backbone[key] for key in _CHANNEL_ARGS if isinstance(backbone.get(key), int)), 3)
-    window = backbone.get("window_size")
-    side = math.lcm(spec.side, window) if isinstance(window, int) else spec.side
+    side = math.lcm(spec.side, size_multiple(backbone))
     frames = backbone[spec.frames] if isinstance(spec.frames, str) else spec.frames
     return (1, channels, side, side) if frames is None else (1, frames, channels, side, side)
 
