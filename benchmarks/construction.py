@@ -28,6 +28,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "upscale": 4,
         "upsampler": "pixelshuffle",
     },
+    "BasicVSR": {"type": "BasicVSR", "num_feat": 64, "num_block": 30},
+    "BasicVSR++": {"type": "BasicVSRPlusPlus", "mid_channels": 64, "num_blocks": 7},
 }
 WIDTH = 0.5
 

@@ -40,10 +40,19 @@ def test_slice_equals_export_in_video_networks(name, width):
 @pytest.mark.parametrize("name", SCALABLE)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("width", [0.25, 0.5, 0.75])
-def test_slice_equals_export(name, scale, width):
+def test_every_student_is_its_export_in_the_teacher(name, scale, width):
+    torch.manual_seed(3)
+    stock = _build(tiny(name, scale)).eval()
+    torch.manual_seed(3)
     net = CSSRNet(tiny(name, scale), width).eval()
+    exported = net.export(width)
     x = torch.rand(2, 3, 8, 12)
-    torch.testing.assert_close(net(x, width=width), net.export(width)(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(net(x, width=1.0), stock(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(net(x, width=width), exported(x), atol=1e-6, rtol=0)
+    narrow = _build(net.stock_options(width)).eval()
+    narrow.load_state_dict(exported.state_dict(), strict=True)
+    torch.testing.assert_close(narrow(x), exported(x))
+    check_gradients(net, exported, x)
 
 
 @EVERY
@@ -85,9 +94,12 @@ def test_state_dict_is_the_stock_one(name):
 @EVERY
 def test_the_student_moves_its_slice_as_the_stock_network_would_and_nothing_else(name):
     net = CSSRNet(tiny(name), 0.5).eval()
-    exported = net.export(0.5)
-    x = some_input(net, 4)
-    net(x, width=0.5).square().mean().backward()
+    check_gradients(net, net.export(0.5), some_input(net, 4))
+
+
+def check_gradients(net, exported, x):
+    (width,) = net.widths
+    net(x, width=width).square().mean().backward()
     exported(x).square().mean().backward()
     assert any(p.grad.any() for p in net.parameters() if p.requires_grad)
     for (parameter_name, parameter), narrow in zip(net.named_parameters(), exported.parameters(), strict=True):
@@ -96,7 +108,7 @@ def test_the_student_moves_its_slice_as_the_stock_network_would_and_nothing_else
         if narrow.grad is None:
             assert parameter.grad is None, parameter_name
             continue
-        channels = net._students[0.5][1].channels[parameter_name]
+        channels = net._students[width][1].channels[parameter_name]
         inside = torch.zeros(parameter.shape, dtype=torch.bool)
         inside[np.ix_(*channels)] = True
         assert not parameter.grad[~inside].any(), parameter_name

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -52,7 +53,8 @@ def prove(
         ChannelMapError: the outputs differ; names the first layer whose output is not the student's.
     """
     narrow_tensors = _weights(student) | {name: _double(buffer) for name, buffer in student.named_buffers()}
-    wide_tensors = {name: _embedded(channel_map, name, tensor) for name, tensor in narrow_tensors.items()}
+    middle_map = _middle_taps(channel_map)
+    wide_tensors = {name: _embedded(channel_map, middle_map, name, made) for name, made in narrow_tensors.items()}
     pair = (teacher, wide_tensors), (student, narrow_tensors)
     inputs = each_tensor(lambda x: x.double() if x.is_floating_point() else x, inputs)
     with unchanged(teacher), unchanged(student):
@@ -82,13 +84,14 @@ def _weights(network: nn.Module) -> dict[str, "_Made"]:
     length = max((shape.numel() for shape in shapes.values()), default=0) + len(shapes)
     noise = torch.randn(length, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
-    def made(start: int, shape: torch.Size) -> _Made:
-        fan_in = max(1, shape[1:].numel())
-        return _Made(
-            lambda: noise[start : start + shape.numel()].view(shape) * (_GAIN / fan_in**0.5), shape, noise.dtype
-        )
+    def cut(start: int, shape: torch.Size) -> Callable[[], Tensor]:
+        scale = _GAIN / max(1, shape[1:].numel()) ** 0.5
+        return lambda: noise[start : start + shape.numel()].view(shape) * scale
 
-    return {name: made(start, shape) for start, (name, shape) in enumerate(shapes.items())}
+    return {
+        name: _Made(cut(start, shape), shape, noise.dtype, cut(start, _middle_tap(shape)))
+        for start, (name, shape) in enumerate(shapes.items())
+    }
 
 
 def _double(tensor: Tensor) -> "_Made":
@@ -96,9 +99,22 @@ def _double(tensor: Tensor) -> "_Made":
     return _Made(lambda: tensor.to(dtype, copy=True), tensor.shape, dtype)
 
 
-def _embedded(channel_map: ChannelMap, name: str, student: "_Made") -> "_Made":
-    shape = channel_map.shapes[name]
-    return _Made(lambda: channel_map.embed(name, student.make(), _zeros(shape, student.dtype)), shape, student.dtype)
+def _embedded(channel_map: ChannelMap, middle_map: ChannelMap, name: str, student: "_Made") -> "_Made":
+    def embed(places: ChannelMap, made: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return lambda: places.embed(name, made(), _zeros(places.shapes[name], student.dtype))
+
+    middle = student.middle and embed(middle_map, student.middle)
+    return _Made(embed(channel_map, student.make), channel_map.shapes[name], student.dtype, middle)
+
+
+def _middle_tap(shape: torch.Size) -> torch.Size:
+    """Shape of a convolution's weight that has a single tap."""
+    return torch.Size([*shape[:2], *[1] * len(shape[2:])])
+
+
+def _middle_taps(channel_map: ChannelMap) -> ChannelMap:
+    channels = {name: [*axes[:2], *[np.zeros(1, int)] * len(axes[2:])] for name, axes in channel_map.channels.items()}
+    return ChannelMap(channels, {name: _middle_tap(shape) for name, shape in channel_map.shapes.items()})
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -112,19 +128,51 @@ class _Made(Tensor):
     """A weight whose values are made anew for each operation that reads it.
 
     Float64 copies of all weights would take several times the memory of the network that is being built.
+
+    Args:
+        make: gives the values.
+        shape: their shape.
+        dtype: their type.
+        middle: gives the values when only the middle tap of a kernel is to count. Which channels a convolution reads
+            does not depend on its taps, and one tap costs a ninth of nine.
     """
 
     @staticmethod
-    def __new__(cls: type["_Made"], make: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype) -> "_Made":
+    def __new__(
+        cls: type["_Made"],
+        make: Callable[[], Tensor],
+        shape: torch.Size,
+        dtype: torch.dtype,
+        middle: Callable[[], Tensor] | None = None,
+    ) -> "_Made":
         return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
 
-    def __init__(self, make: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype) -> None:
-        self.make = make
+    def __init__(
+        self,
+        make: Callable[[], Tensor],
+        shape: torch.Size,
+        dtype: torch.dtype,
+        middle: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.make, self.middle = make, middle
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if func is torch.ops.aten.convolution.default:
+            args = cls._with_middle_tap(*args)
         args, kwargs = tree_map_only(cls, lambda made: made.make(), (args, kwargs or {}))
         return func(*args, **kwargs)
+
+    @classmethod
+    def _with_middle_tap(
+        cls, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *rest: Any
+    ) -> tuple[Any, ...]:
+        """Arguments of the convolution with the middle tap alone, if that gives an output of the same size."""
+        kernel = weight.shape[2:]
+        same_size = all(k % 2 == 1 and p == d * (k // 2) for k, p, d in zip(kernel, padding, dilation, strict=True))
+        if isinstance(weight, cls) and weight.middle is not None and not transposed and same_size:
+            weight, padding = weight.middle(), [0] * len(kernel)
+        return (x, weight, bias, stride, padding, dilation, transposed, *rest)
 
 
 def _leave_norms_out(network: nn.Module, tensors: dict[str, "_Made"]) -> None:
