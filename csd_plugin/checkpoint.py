@@ -66,4 +66,7 @@ def newest_state(states: Path, models: Path) -> str | None:
 
 def cpu_state(network: nn.Module) -> dict[str, Tensor]:
     """The state dict of a network as independent tensors on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }

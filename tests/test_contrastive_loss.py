@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from csd_plugin import ContrastiveLoss, OptionError, contrastive_loss
+from csd_plugin.losses.distances import _fused_gradient, _fused_sums, _gradient, _sums
 from csd_plugin.losses.vgg import IMAGENET_FILE, LAYERS, VGGFeatures
 
 WEIGHTS = {"relu1_1": 1 / 32, "relu3_1": 1 / 8}
@@ -168,10 +169,51 @@ def test_layers_are_torchvisions():
     torch.testing.assert_close(ours(x)["conv1_2"], stock.features[:3](x))
 
 
+def test_a_range_of_255_gives_the_features_in_units_that_do_not_overflow(tmp_path):
+    x = images(1, 0)
+    torch.manual_seed(1)
+    stack = {0: (3, 8), 2: (8, 8), 5: (8, 16)}
+    state = {f"features.{i}.weight": torch.randn(o, n, 3, 3) for i, (n, o) in stack.items()}
+    state |= {f"features.{i}.bias": 100 * torch.randn(o) for i, (_, o) in stack.items()}
+    torch.save(state, tmp_path / "vgg.pth")
+    plain, ranged = (VGGFeatures(("relu1_1", "relu2_1"), str(tmp_path / "vgg.pth"), "none", r) for r in (1.0, 255))
+    assert (plain.unit, ranged.unit) == (1, 255)
+    for name, expected in plain(255 * x).items():
+        torch.testing.assert_close(ranged(x)[name] * 255, expected, rtol=1e-4, atol=0.05)
+
+
+def test_the_loss_is_in_the_units_of_the_range():
+    student, positive, negatives = images(2, 0), images(2, 1), images(3, 2)
+    settings = {"vgg_weights": "random", "layer_weights": WEIGHTS, "input_norm": "none"}
+    ours = ContrastiveLoss(1, input_range=255, **settings).distances
+    targets = ContrastiveLoss(1, input_range=255, **settings).targets(positive, negatives)
+    plain = ContrastiveLoss(1, **settings)
+    expected = plain.distances(255 * student, plain.targets(255 * positive, 255 * negatives))
+    torch.testing.assert_close(ours(student, targets), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kernels", [(_sums, _gradient), (_fused_sums, _fused_gradient)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_accumulate_in_float32(kernels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, positive, negatives = (torch.randn(n, 8, 32, 32, generator=generator).to(dtype) for n in (3, 3, 5))
+    weights = torch.rand(3, 5, generator=generator)
+    difference = student.double()[:, None] - negatives.double()[None]
+    pull = (student.double() - positive.double()).abs().sum()
+    push = (difference.abs().sum((2, 3, 4)) * weights).sum()
+    tolerance = 1e-6 if dtype == torch.float32 else 4e-3  # a difference of bfloat16 numbers is one itself
+    found = kernels[0](student, positive, negatives, weights)
+    torch.testing.assert_close(torch.stack(found).double(), torch.stack([pull, push]), rtol=tolerance, atol=0)
+    gradient = torch.empty_like(student)
+    kernels[1](student, positive, negatives, weights, torch.tensor(0.5), gradient)
+    signs = (student.double() - positive.double()).sign()
+    expected = 0.5 * signs + (difference.sign() * weights[:, :, None, None, None]).sum(1)
+    torch.testing.assert_close(gradient, expected.to(dtype), rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
 def test_input_settings():
     x = images(1, 0)
-    plain, ranged = (VGGFeatures(("conv1_1",), "random", "none", r) for r in (1.0, 255))
-    torch.testing.assert_close(ranged(x)["conv1_1"], plain(255 * x)["conv1_1"])
+    plain = VGGFeatures(("conv1_1",), "random", "none")
     normed = VGGFeatures(("conv1_1",), "random")
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     by_hand = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)

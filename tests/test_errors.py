@@ -94,6 +94,13 @@ CASES = {
         },
         "the contrast needs RGB or grey images, the network gives 2 channels",
     ),
+    "parts": ({"train:accumulate": 3}, "a batch of 4 does not divide by 3 (option train:accumulate)"),
+    "parts of a sum": (
+        {"train:accumulate": 2, "train:pixel_opt:reduction": "sum"},
+        "needs reduction mean (options train:accumulate, train:pixel_opt:reduction)",
+    ),
+    "crop": ({"train:contrast_crop": 9}, "expected a multiple of scale 2, got 9 (option train:contrast_crop)"),
+    "amp": ({"train:amp": "float16"}, "got 'float16' (option train:amp)"),
     "video network": (
         {"network_g:backbone": tiny("EDVR")},
         "EDVR is trained by CSDVideoModel, got 'CSDModel' (option model_type)",

@@ -47,6 +47,8 @@ def test_pool_serves_more_negatives_than_the_batch_has():
     assert last.pair_weights.count_nonzero(1).tolist() == [10] * 4
     pooled.sample(torch.rand(4, 3, 4, 4), 4)
     assert len(pooled.pool) == 12
+    alone = pooled.sample(torch.rand(4, 3, 4, 4), 5)
+    assert len(alone.images) == 10 and torch.equal(alone.pair_weights, torch.ones(4, 10))
 
 
 def test_a_lone_image_has_no_negatives_until_the_pool_has():

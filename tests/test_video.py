@@ -103,14 +103,14 @@ def test_a_lone_clip_has_no_negatives():
 def test_a_step_compares_some_frames_of_each_clip():
     csd = built(recurrent(**{"train:contrast_frames": 2}))
     seen = []
-    csd.cri_contrast.register_forward_pre_hook(lambda _, args: seen.append(args))
+    csd.cri_contrast.vgg.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     csd.feed_data(clips())
     csd.optimize_parameters(1)
     assert list(csd.log_dict) == ["l_pix_student", "l_pix_teacher", "l_contrast"]
     assert all(math.isfinite(value) for value in csd.log_dict.values())
-    student, positive, negatives, weights = seen[0]
-    assert student.shape == positive.shape == (4, 3, 132, 132)
-    assert weights.shape == (4, len(negatives))
+    positive_and_negatives, student = seen  # two calls of the VGG
+    assert student.shape == (4, 3, 132, 132)
+    assert positive_and_negatives.shape == (4 + 4, 3, 132, 132)
     assert csd.output.shape == (2, 3, 3, 132, 132)
     torch.testing.assert_close(student, csd.to_images(csd.output, 1))
     numbers = torch.arange(6.0).view(2, 3, 1, 1, 1).expand(2, 3, 3, 2, 2)

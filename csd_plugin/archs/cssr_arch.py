@@ -1,6 +1,6 @@
 """CSSRNet: a channel-splitting super-resolution network around any BasicSR backbone (the paper, section 3.1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +85,8 @@ class CSSRNet(nn.Module):
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self._example_input = example_input
         teacher = _build(teacher_options)
+        self._compiles = False
+        self._compiled: dict[float, Callable[..., Any]] = {}
         self._declaration = channel_map or {}
         self._students: dict[float, tuple[nn.Module, ChannelMap, OwnNorms]] = {}
         for w in self.widths:
@@ -225,6 +227,10 @@ class CSSRNet(nn.Module):
             network.train(mode)
         return self
 
+    def use_compiler(self) -> None:
+        """Run teacher and students through torch.compile in training mode from now on."""
+        self._compiles = True
+
     def extra_repr(self) -> str:
         """The widths, shown above the layers when the network is printed."""
         return f"widths={self.widths}"
@@ -233,9 +239,16 @@ class CSSRNet(nn.Module):
         self._check_known(width)
         inputs = each_tensor(lambda tensor: tensor, inputs)  # a network may take things out of its dict
         if width == TEACHER:
-            return self.teacher(*inputs, **options)
+            return self._caller(width)(self.teacher, {}, inputs, options)
         tensors = self._student_tensors(width, tensors_of(self.teacher))
-        return functional_call(self._students[width][0], tensors, inputs, options)
+        return self._caller(width)(self._students[width][0], tensors, inputs, options)
+
+    def _caller(self, width: float) -> Callable[..., Any]:
+        if not (self._compiles and self.training):
+            return functional_call
+        if width not in self._compiled:
+            self._compiled[width] = torch.compile(functional_call)
+        return self._compiled[width]
 
     def _student_tensors(self, width: float, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
         _, channel_map, norms = self._students[width]

@@ -111,6 +111,7 @@ def check_run(opt: Mapping[str, Any]) -> None:
         _check_network(opt)
         _check_negatives(opt)
         _check_vgg(opt)
+        _check_step(opt)
 
 
 def _resumes(opt: Mapping[str, Any]) -> bool:
@@ -355,9 +356,31 @@ def _check_vgg(opt: Mapping[str, Any]) -> None:
     loss: type[nn.Module] = LOSS_REGISTRY.get(contrastive["type"])
     built = loss(**{key: value for key, value in contrastive.items() if key != "type"})
     halvings = sum(isinstance(layer, nn.MaxPool2d) for layer in built.modules())
-    patch = opt["datasets"]["train"].get("gt_size")
+    crop = opt["train"].get("contrast_crop")
+    patch = crop or opt["datasets"]["train"].get("gt_size")
     if patch is not None and patch < 2**halvings:
         raise OptionError(
             f"patches of {patch} pixels are too small for the deepest VGG layer, which needs {2**halvings} "
-            "(options datasets:train:gt_size, train:contrastive_opt:layer_weights)"
+            f"(options {'train:contrast_crop' if crop else 'datasets:train:gt_size'}, "
+            "train:contrastive_opt:layer_weights)"
+        )
+
+
+def _check_step(opt: Mapping[str, Any]) -> None:
+    """What the options of the step itself need."""
+    model = csd_model(opt)
+    if not opt["is_train"] or model is None:
+        return
+    train = parse(model.train_schema, opt["train"], "train")
+    batch = opt["datasets"]["train"]["batch_size_per_gpu"]
+    if batch % train.accumulate:
+        raise OptionError(f"a batch of {batch} does not divide by {train.accumulate} (option train:accumulate)")
+    for key in ("pixel_opt", "teacher_opt"):
+        if train.accumulate > 1 and (getattr(train, key) or {}).get("reduction") == "sum":
+            raise OptionError(
+                f"a batch in parts needs reduction mean (options train:accumulate, train:{key}:reduction)"
+            )
+    if train.contrast_crop is not None and train.contrast_crop % opt["scale"]:
+        raise OptionError(
+            f"expected a multiple of scale {opt['scale']}, got {train.contrast_crop} (option train:contrast_crop)"
         )

@@ -5,9 +5,9 @@ the signature of what they build.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from csd_plugin.errors import OptionError, suggestion
 
@@ -18,11 +18,17 @@ class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _off(value: object) -> object:
+    """YAML reads an unquoted `off` as false."""
+    return "off" if value is False else value
+
+
 class NegativesOptions(_Options):
     """What the student is pushed from.
 
     Attributes:
-        source: `batch` takes other images of the batch; `pool` adds patches of earlier batches.
+        source: `batch` takes other images of the batch; `pool` takes patches of earlier batches, and of this one
+            until there are K.
         num: K, the negatives of each anchor. 0 leaves the contrast without a denominator.
         pool_size: patches that the pool keeps (source pool).
     """
@@ -42,6 +48,13 @@ class TrainOptions(_Options):
         contrastive_opt: `ContrastiveLoss`; without it this is joint training (J-T1).
         positive: what the student is pulled to.
         negatives: what it is pushed from.
+        contrast_every: the contrast is computed in every n-th iteration, n times as strong.
+        contrast_crop: side in HR pixels of a random crop that the contrast compares; None takes the whole patch.
+        amp: mixed precision of the networks and the VGG.
+        accumulate: parts that a batch is worked on in, for less memory; the result is that of the whole batch.
+        clip_grad_norm: largest norm of the gradient; None does not clip.
+        channels_last: memory layout of networks and images; not for video.
+        compile: run VGG, distances, teacher and students through torch.compile.
     """
 
     total_iter: int = Field(gt=0)
@@ -53,6 +66,13 @@ class TrainOptions(_Options):
     contrastive_opt: Block | None = None
     positive: Literal["teacher", "gt"] = "teacher"
     negatives: NegativesOptions = Field(default_factory=lambda: NegativesOptions.model_validate({}))
+    contrast_every: int = Field(1, ge=1)
+    contrast_crop: int | None = Field(None, ge=1)
+    amp: Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(_off)] = "off"
+    accumulate: int = Field(1, ge=1)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    channels_last: bool = True
+    compile: bool = False
     ema_decay: float = Field(0, ge=0, lt=1)
     warmup_iter: int = -1
 

@@ -1,7 +1,8 @@
 """The contrastive loss of CSD (Wang et al., IJCAI 2021, eq. 4 and 5)."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from csd_plugin.errors import OptionError
+from csd_plugin.losses.distances import l1_distances
 from csd_plugin.losses.vgg import VGGFeatures
 
 Features = Mapping[str, Tensor]
@@ -23,55 +25,88 @@ LAYER_WEIGHTS: Mapping[str, float] = {
 _EPS = 1e-7
 
 
-class _L1ToNegatives(torch.autograd.Function):
-    """sum_bk w[b, k] * mean|s[b] - n[k]|, with its gradient accumulated in the forward pass.
-
-    Keeps one tensor of the size of the student's features for the backward pass instead of one for each negative.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, negatives: Tensor, pair_weights: Tensor) -> Tensor:
-        total = student.new_zeros((), dtype=torch.float64 if student.dtype == torch.float64 else torch.float32)
-        gradient = torch.zeros_like(student)
-        difference = torch.empty_like(student)
-        scale = 1 / student[0].numel()
-        for negative, weights in zip(negatives, pair_weights.unbind(1), strict=True):
-            torch.sub(student, negative, out=difference)
-            distances = torch.linalg.vector_norm(difference, ord=1, dim=(1, 2, 3), dtype=total.dtype) * scale
-            total += (distances * weights).sum()
-            gradient.addcmul_(difference.sign_(), (weights * scale).to(student.dtype).view(-1, 1, 1, 1))
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+def _l1(
+    student: Tensor, positive: Tensor, negatives: Tensor | None, pair_weights: Tensor | None, compiled: bool
+) -> tuple[Tensor, Tensor | None]:
+    if negatives is None or pair_weights is None:
+        return F.l1_loss(student.to(_sum_type(student)), positive.to(_sum_type(student))), None
+    return l1_distances(student, positive, negatives, pair_weights, compiled)
 
 
-def _l1(a: Tensor, b: Tensor) -> Tensor:
-    return F.l1_loss(a, b)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    return 1 - (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(1).mean()
-
-
-def _l1_to_negatives(student: Tensor, negatives: Tensor, pair_weights: Tensor) -> Tensor:
-    return _L1ToNegatives.apply(student, negatives, pair_weights)
-
-
-def _cosine_to_negatives(student: Tensor, negatives: Tensor, pair_weights: Tensor) -> Tensor:
+def _cosine(
+    student: Tensor, positive: Tensor, negatives: Tensor | None, pair_weights: Tensor | None, _compiled: bool
+) -> tuple[Tensor, Tensor | None]:
+    student, positive = (F.normalize(features.to(_sum_type(student)), dim=1) for features in (student, positive))
+    pull = 1 - (student * positive).sum(1).mean()
+    if negatives is None or pair_weights is None:
+        return pull, None
     # The cosine is linear in the normalised negative, so the weighted sum over k comes before the product.
-    directions = torch.einsum("bk,kchw->bchw", pair_weights.to(student.dtype), F.normalize(negatives, dim=1))
+    negatives = F.normalize(negatives.to(student.dtype), dim=1)
+    directions = torch.einsum("bk,kchw->bchw", pair_weights.to(student.dtype), negatives)
     pixels = student.shape[2] * student.shape[3]
-    return pair_weights.sum() - (F.normalize(student, dim=1) * directions).sum() / pixels
+    return pull, pair_weights.sum() - (student * directions).sum() / pixels
 
 
-_DISTANCES: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "l1": (_l1, _l1_to_negatives),
-    "cosine": (_cosine, _cosine_to_negatives),
-}
+def _sum_type(features: Tensor) -> torch.dtype:
+    return torch.promote_types(features.dtype, torch.float32)
+
+
+_DISTANCES: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"l1": _l1, "cosine": _cosine}
+
+
+def feature_distances(
+    student: Features,
+    positive: Features,
+    negatives: Features | None,
+    layer_weights: Mapping[str, float] = LAYER_WEIGHTS,
+    pair_weights: Tensor | None = None,
+    distance: Literal["l1", "cosine"] = "l1",
+    compiled: bool = False,
+) -> Tensor:
+    r"""Numerators and denominators of `contrastive_loss`.
+
+    Args:
+        student: features (B, C, H, W) of the student's output by layer.
+        positive: features (B, C, H, W) of what the student is pulled to.
+        negatives: features (K, C, H, W) of what it is pushed from; they get no gradient. None or K = 0: there are none.
+        layer_weights: the layers.
+        pair_weights: (B, K), how much negative k counts for anchor b; None counts every pair once.
+        distance: `l1` or `cosine`.
+        compiled: run the L1 distances as kernels of torch.compile.
+
+    Returns:
+        (2, layers): mean distance to the positive, and sum over the negatives of the mean distance; (1, layers)
+        without negatives.
+    """
+    if negatives is not None and next(iter(negatives.values())).shape[0] == 0:
+        negatives = None
+    if negatives is not None:
+        anchors, others = (len(next(iter(features.values()))) for features in (student, negatives))
+        if pair_weights is None:
+            pair_weights = next(iter(student.values())).new_ones(anchors, others)
+        pair_weights = pair_weights.to(_sum_type(next(iter(student.values())))) / anchors
+    columns = []
+    for name in layer_weights:
+        others_here = None if negatives is None else negatives[name].detach()
+        pull, push = _DISTANCES[distance](student[name], positive[name], others_here, pair_weights, compiled)
+        columns.append(torch.stack([pull] if push is None else [pull, push.to(pull.dtype)]))
+    return torch.stack(columns, dim=1)
+
+
+def ratio_of_distances(distances: Tensor, layer_weights: Mapping[str, float] = LAYER_WEIGHTS) -> Tensor:
+    r""":math:`\sum_j \lambda_j \, pull_j / (push_j + 10^{-7})`; where there are no negatives, without the denominator.
+
+    Args:
+        distances: (2, layers) or (1, layers), as `feature_distances` gives them.
+        layer_weights: :math:`\lambda_j` by layer.
+
+    Returns:
+        Scalar.
+    """
+    scale = torch.tensor(list(layer_weights.values()), dtype=distances.dtype, device=distances.device)
+    if len(distances) == 1:
+        return (scale * distances[0]).sum()
+    return (scale * distances[0] / (distances[1] + _EPS)).sum()
 
 
 def contrastive_loss(
@@ -81,7 +116,6 @@ def contrastive_loss(
     layer_weights: Mapping[str, float] = LAYER_WEIGHTS,
     pair_weights: Tensor | None = None,
     distance: Literal["l1", "cosine"] = "l1",
-    synchronize: bool = False,
 ) -> Tensor:
     r"""Contrastive loss on features.
 
@@ -98,33 +132,31 @@ def contrastive_loss(
         layer_weights: :math:`\lambda_j` by layer.
         pair_weights: (B, K), how much negative k counts for anchor b; None counts every pair once.
         distance: `l1` or `cosine`.
-        synchronize: take the batch means over all ranks of torch.distributed. The gradients averaged over the ranks,
-            as DistributedDataParallel does, are then those of one rank on the joined batch.
 
     Returns:
         Scalar.
     """
-    to_positive, to_negatives = _DISTANCES[distance]
-    pulls = torch.stack([to_positive(student[name], positive[name]) for name in layer_weights])
-    scale = torch.tensor(list(layer_weights.values()), dtype=pulls.dtype, device=pulls.device)
-    if negatives is None or next(iter(negatives.values())).shape[0] == 0:
-        return (scale * pulls).sum()
-    reference = student[next(iter(layer_weights))]
-    if pair_weights is None:
-        pair_weights = reference.new_ones(reference.shape[0], next(iter(negatives.values())).shape[0])
-    batch_mean = pair_weights.to(reference.dtype) / reference.shape[0]
-    pushes = torch.stack([to_negatives(student[name], negatives[name].detach(), batch_mean) for name in layer_weights])
-    if synchronize:
-        pulls, pushes = _mean_over_ranks(torch.stack([pulls, pushes.to(pulls.dtype)]))
-    return (scale * pulls / (pushes + _EPS)).sum()
+    distances = feature_distances(student, positive, negatives, layer_weights, pair_weights, distance)
+    return ratio_of_distances(distances, layer_weights)
 
 
 def _mean_over_ranks(local: Tensor) -> Tensor:
-    """Value: the mean over all ranks. Gradient: that of the local part, which DDP's averaging completes."""
     mean = local.detach().clone()
     dist.all_reduce(mean)
-    mean /= dist.get_world_size()
-    return local + (mean - local.detach())
+    return mean / dist.get_world_size()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a student is compared with.
+
+    Attributes:
+        positive: features by layer.
+        negatives: features by layer, or None.
+    """
+
+    positive: Features
+    negatives: Features | None
 
 
 class ContrastiveLoss(nn.Module):
@@ -160,6 +192,7 @@ class ContrastiveLoss(nn.Module):
         self.layer_weights = dict(LAYER_WEIGHTS if layer_weights is None else layer_weights)
         self.distance = distance
         self.detach_positive = detach_positive
+        self.compiled = False
         self.vgg = VGGFeatures(tuple(self.layer_weights), vgg_weights, input_norm, input_range)
 
     def forward(
@@ -180,29 +213,74 @@ class ContrastiveLoss(nn.Module):
             ValueError: the images are not RGB, or differ in size.
         """
         _check_images(student, positive, negatives)
+        return self.loss(self.distances(student, self.targets(positive, negatives), pair_weights))
+
+    def targets(self, positive: Tensor, negatives: Tensor | Features | None = None) -> Targets:
+        """Features that several students may be compared with; one call of the VGG for what needs no gradient.
+
+        Args:
+            positive: (B, 3, H, W) in 0..1.
+            negatives: (K, 3, H, W) in 0..1, or their features from an earlier call, or None.
+        """
         if self.detach_positive:
             positive = positive.detach()
-        without_graph = [] if positive.requires_grad else [positive]
-        without_graph += [] if negatives is None or len(negatives) == 0 else [negatives.detach()]
-        student_features = self.vgg(student)
-        rest = self._split(without_graph)
-        positive_features = self.vgg(positive) if positive.requires_grad else rest.pop(0)
-        loss = contrastive_loss(
-            student_features,
-            positive_features,
-            rest[0] if rest else None,
+        images = negatives if isinstance(negatives, Tensor) and len(negatives) > 0 else None
+        known = negatives if isinstance(negatives, Mapping) else None
+        if positive.requires_grad and torch.is_grad_enabled():
+            return Targets(self.vgg(positive), known if images is None else self._without_graph(images)[0])
+        if images is None:
+            return Targets(self._without_graph(positive)[0], known)
+        return Targets(*self._without_graph(positive, images))
+
+    def distances(self, student: Tensor, targets: Targets, pair_weights: Tensor | None = None) -> Tensor:
+        """What `loss` makes the loss of: distances in each layer, which are means over the batch.
+
+        Args:
+            student: (B, 3, H, W) in 0..1.
+            targets: from `targets`.
+            pair_weights: as in `forward`.
+
+        Returns:
+            (2, layers), or (1, layers) without negatives.
+        """
+        distances = feature_distances(
+            self.vgg(student),
+            targets.positive,
+            targets.negatives,
             self.layer_weights,
             pair_weights,
             self.distance,
-            synchronize=dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1,
+            self.compiled,
         )
-        return self.loss_weight * loss
+        return distances * self.vgg.unit if self.distance == "l1" else distances
+
+    def loss(self, distances: Tensor, joined: Tensor | None = None) -> Tensor:
+        """Weighted loss of a batch that may be worked on in parts.
+
+        In distributed training the means over all ranks are taken. The value is then that of the joined batch, and the
+        gradients averaged over the ranks (which DistributedDataParallel does) are its gradients; likewise with parts.
+
+        Args:
+            distances: of this part, from `distances`.
+            joined: mean of the distances of all parts; None if this is the only part.
+
+        Returns:
+            Scalar.
+        """
+        value = distances.detach() if joined is None else joined
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            value = _mean_over_ranks(value)
+        elif joined is None:
+            return self.loss_weight * ratio_of_distances(distances, self.layer_weights)
+        return self.loss_weight * ratio_of_distances(distances + (value - distances.detach()), self.layer_weights)
+
+    def use_compiler(self) -> None:
+        """Run the VGG and the distances through torch.compile from now on."""
+        self.compiled = True
+        self.vgg.compile(dynamic=False)
 
     @torch.no_grad()
-    def _split(self, groups: list[Tensor]) -> list[Features]:
-        """Features of several groups of images from one call of the VGG."""
-        if not groups:
-            return []
+    def _without_graph(self, *groups: Tensor) -> list[Features]:
         sizes = [len(group) for group in groups]
         features = {name: f.split(sizes) for name, f in self.vgg(torch.cat(groups)).items()}
         return [{name: parts[i] for name, parts in features.items()} for i in range(len(groups))]

@@ -45,6 +45,10 @@ class VGGFeatures(nn.Module):
         input_norm: `imagenet` subtracts the ImageNet mean and divides by its standard deviation; `none` does not.
         input_range: factor on the images before they enter, so that the network sees 0..input_range.
 
+    Attributes:
+        unit: what the features are divided by. A ReLU network with its biases divided by c gives, for an input divided
+            by c, its features divided by c; so an input range of 255 does not overflow float16.
+
     Raises:
         OptionError: unknown layer or setting, or weights missing or not those of a VGG-19.
     """
@@ -82,6 +86,10 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         depth = max(LAYERS[name] for name in layers) + 1
         self.features = _random_features(depth) if weights == "random" else _features_from(_find(weights), depth)
+        self.unit = self.input_range if input_norm == "none" else 1.0
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                layer.bias.data /= self.unit
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -91,9 +99,9 @@ class VGGFeatures(nn.Module):
             images: RGB images (B, 3, H, W) in 0..1.
 
         Returns:
-            For each wanted layer its output (B, C, H', W').
+            For each wanted layer its output divided by `unit` (B, C, H', W').
         """
-        x = (images * self.input_range - self.mean) / self.std
+        x = (images * (self.input_range / self.unit) - self.mean) / self.std
         names = list(LAYERS)
         outputs = {}
         for index, layer in enumerate(self.features):

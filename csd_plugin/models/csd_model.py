@@ -2,8 +2,9 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import cpu_state, save_atomically
@@ -71,8 +73,48 @@ class CSDModel(SRModel):
         options = self.train_options
         self.cri_teacher = build_loss(options.teacher_opt).to(self.device) if options.teacher_opt else None
         self.cri_contrast = build_loss(options.contrastive_opt).to(self.device) if options.contrastive_opt else None
+        if options.compile:
+            self._bare_net().use_compiler()
+            if self.cri_contrast is not None:
+                self.cri_contrast.use_compiler()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "fp16")
         self.shared_seed = _of_first_rank(self.opt["manual_seed"], self.device)
         self.negative_sampler = NegativeSampler(options.negatives, self.opt["scale"], self.shared_seed)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of networks and images in training."""
+        return torch.channels_last if self.is_train and self.train_options.channels_last else torch.contiguous_format
+
+    def device_batch(self, batch: Tensor) -> Tensor:
+        """A batch on the run's device, in its memory layout."""
+        layout = self.memory_format if batch.dim() == 4 else torch.preserve_format
+        return batch.to(self.device, memory_format=layout, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision as `train:amp` says."""
+        dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.train_options.amp]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """As BasicSR's, in the run's memory layout."""
+        return super().model_to_device(net.to(memory_format=self.memory_format))  # type: ignore[call-overload]
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        """As BasicSR's, in torch's fused form where there is one."""
+        if optim_type in ("Adam", "AdamW", "SGD") and not {"fused", "foreach"} & set(kwargs):
+            kwargs["fused"] = True
+        return super().get_optimizer(optim_type, params, lr, **kwargs)
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        """Take a batch.
+
+        Args:
+            data: `lq` and, but for testing without it, `gt`.
+        """
+        self.lq = self.device_batch(data["lq"])
+        if "gt" in data:
+            self.gt = self.device_batch(data["gt"])
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step on the batch given to `feed_data`.
@@ -80,16 +122,33 @@ class CSDModel(SRModel):
         Args:
             current_iter: iteration, from 1.
         """
-        negatives = self._draw_negatives(current_iter) if self.cri_contrast else None
-        outputs = self._forward_all(current_iter)
-        losses = self._losses(outputs, negatives, current_iter)
+        options = self.train_options
+        contrasts = self.cri_contrast is not None and current_iter % options.contrast_every == 0
+        negatives = self._draw_negatives(current_iter) if contrasts else None
+        contrasts = contrasts and (negatives is not None or options.negatives.num == 0)
+        batch = Batch(self.lq, self.gt, negatives)
+        parts = batch.parts(options.accumulate)
+        joined = self._joined_distances(parts, current_iter) if contrasts and len(parts) > 1 else None
 
         self.optimizer_g.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        self.optimizer_g.step()
+        logged: dict[str, Tensor] = {}
+        outputs: list[Tensor] = []
+        for number, part in enumerate(parts):
+            with self._gathering_gradients(last=number == len(parts) - 1):
+                by_width = self._forward_all(part, current_iter, contrasts)
+                losses = self._losses(by_width, part, contrasts, joined, current_iter)
+                self.scaler.scale(torch.stack(list(losses.values())).sum() / len(parts)).backward()
+            outputs.append(by_width[self._bare_net().widths[0]].detach())
+            for name, value in losses.items():
+                logged[name] = logged.get(name, 0) + value.detach() / len(parts)
+        if options.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer_g)
+            nn.utils.clip_grad_norm_(self._bare_net().parameters(), options.clip_grad_norm)
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
 
-        self.output = outputs[self._bare_net().widths[0]].detach()
-        self.log_dict = self.reduce_loss_dict(losses)
+        self.output = torch.cat(outputs)
+        self.log_dict = self.reduce_loss_dict(logged)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
@@ -219,54 +278,109 @@ class CSDModel(SRModel):
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "best_metric_results": _plain_numbers(getattr(self, "best_metric_results", {})),
             "negative_pool": self.negative_sampler.pool,
+            "scaler": self.scaler.state_dict(),
         }
         save_atomically(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
-        """Restore optimizers, schedulers, best metrics and the pool of negatives.
+        """Restore optimizers, schedulers, best metrics, the pool of negatives and the scale of float16.
 
         Args:
-            resume_state: content of a training state; BasicSR's own, without the last two, is accepted.
+            resume_state: content of a training state; BasicSR's own, without the last three, is accepted.
         """
         super().resume_training(resume_state)
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         self.negative_sampler.pool = resume_state.get("negative_pool")
+        if resume_state.get("scaler"):
+            self.scaler.load_state_dict(resume_state["scaler"])
 
     def _bare_net(self) -> CSSRNet:
         return self.get_bare_model(self.net_g)
 
     def _draw_negatives(self, current_iter: int) -> Negatives | None:
-        images = self.to_images(self.lq, current_iter)
+        images = self._contrast_images(self.lq, current_iter)
         return self.negative_sampler.sample(images, current_iter, per_clip=len(images) // len(self.lq))
 
-    def _forward_all(self, current_iter: int) -> dict[float, Tensor]:
+    def _contrast_images(self, batch: Tensor, current_iter: int) -> Tensor:
+        """The images that the contrast compares, by option a crop, the same of every image and on every rank."""
+        images = self.to_images(batch, current_iter)
+        if self.train_options.contrast_crop is None:
+            return images
+        enlarged = images.shape[-1] // self.lq.shape[-1]
+        generator = torch.Generator().manual_seed(self.shared_seed * 1_000_003 + current_iter)
+        for axis in (-2, -1):
+            side = self.lq.shape[axis]
+            size = min(self.train_options.contrast_crop // self.opt["scale"], side)
+            start = int(torch.randint(side - size + 1, (), generator=generator))
+            images = images.narrow(axis, start * enlarged, size * enlarged)
+        return images
+
+    def _gathering_gradients(self, last: bool) -> AbstractContextManager[None]:
+        """DistributedDataParallel averages over the ranks in the last part only."""
+        holds_back = isinstance(self.net_g, DistributedDataParallel) and not last
+        return self.net_g.no_sync() if holds_back else nullcontext()
+
+    def _forward_all(self, part: "Batch", current_iter: int, contrasts: bool) -> dict[float, Tensor]:
         """Outputs of the students and of the teacher where something needs it, from one forward (as DDP demands)."""
         widths = list(self.students)
         trains = moves = self._teacher_trains(current_iter)
-        is_positive = self.cri_contrast is not None and self.train_options.positive == "teacher"
+        is_positive = contrasts and self.train_options.positive == "teacher"
         if self.cri_contrast is not None and is_positive:
             moves = trains or not self.cri_contrast.detach_positive
         if trains or is_positive:
             widths.insert(0, TEACHER)
-        return self.net_g(*self.network_inputs(self.lq), width=widths, detach=() if moves else (TEACHER,))
+        with self.autocast():
+            outputs = self.net_g(*self.network_inputs(part.lq), width=widths, detach=() if moves else (TEACHER,))
+        return {width: output.float() for width, output in outputs.items()}
 
     def _losses(
-        self, outputs: Mapping[float, Tensor], negatives: Negatives | None, current_iter: int
+        self,
+        outputs: Mapping[float, Tensor],
+        part: "Batch",
+        contrasts: bool,
+        joined: Mapping[float, Tensor] | None,
+        current_iter: int,
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = OrderedDict()
         for width, label in self.students.items():
-            losses[f"l_pix_{label}"] = self.cri_pix(outputs[width], self.gt)
+            losses[f"l_pix_{label}"] = self.cri_pix(outputs[width], part.gt)
         if self.cri_teacher is not None and self._teacher_trains(current_iter):
-            losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], self.gt)
-        if self.cri_contrast is not None and (negatives is not None or self.train_options.negatives.num == 0):
-            positive = outputs[TEACHER] if self.train_options.positive == "teacher" else self.gt
-            pulled_to = _rgb(self.to_images(positive, current_iter))
-            pushed_from = (_rgb(negatives.images), negatives.pair_weights) if negatives else (None, None)
-            for width, label in self.students.items():
-                student = _rgb(self.to_images(outputs[width], current_iter))
-                losses[label.replace("student", "l_contrast")] = self.cri_contrast(student, pulled_to, *pushed_from)
+            losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], part.gt)
+        if self.cri_contrast is not None and contrasts:
+            for width, distances in self._distances(outputs, part, current_iter).items():
+                loss = self.cri_contrast.loss(distances, None if joined is None else joined[width])
+                losses[self.students[width].replace("student", "l_contrast")] = loss * self.train_options.contrast_every
         return losses
+
+    def _distances(self, outputs: Mapping[float, Tensor], part: "Batch", current_iter: int) -> dict[float, Tensor]:
+        """What the contrast of each student is made of; the targets' features are computed once for all students."""
+        assert self.cri_contrast is not None
+        positive = outputs[TEACHER] if self.train_options.positive == "teacher" else part.gt
+        negatives, pair_weights = (None, None) if part.negatives is None else part.negatives.as_pair()
+        with self.autocast():
+            targets = self.cri_contrast.targets(
+                _rgb(self._contrast_images(positive, current_iter)), None if negatives is None else _rgb(negatives)
+            )
+            return {
+                width: self.cri_contrast.distances(
+                    _rgb(self._contrast_images(outputs[width], current_iter)), targets, pair_weights
+                )
+                for width in self.students
+            }
+
+    @torch.no_grad()
+    def _joined_distances(self, parts: Sequence["Batch"], current_iter: int) -> dict[float, Tensor]:
+        """Mean of the distances over the parts, which decides how much each counts; costs a forward pass more."""
+        with torch.random.fork_rng(devices=self._devices()):  # stochastic depth then drops the same blocks again
+            each = [
+                self._distances(self._forward_all(part, current_iter, contrasts=True), part, current_iter)
+                for part in parts
+            ]
+        return {width: torch.stack([distances[width] for distances in each]).mean(0) for width in self.students}
+
+    def _devices(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
 
     def _teacher_trains(self, current_iter: int) -> bool:
         stop = self.train_options.teacher_stop_iter
@@ -313,6 +427,42 @@ class CSDModel(SRModel):
                 _plain_numbers(options), default_flow_style=True, sort_keys=False, width=1000
             ).strip()
             get_root_logger().info(f"Stock {label} (width {width:g}) is network_g: {block}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, or a part of one.
+
+    Attributes:
+        lq: what the network takes.
+        gt: what it should give.
+        negatives: what the contrast pushes it from.
+    """
+
+    lq: Tensor
+    gt: Tensor
+    negatives: Negatives | None
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in `count` parts of the same size; the negatives are shared.
+
+        Raises:
+            ValueError: the batch does not divide by `count`.
+        """
+        if count == 1:
+            return [self]
+        if len(self.lq) % count:
+            raise ValueError(f"expected a batch that divides by accumulate {count}, got {len(self.lq)}")
+        size = len(self.lq) // count
+        per_item = 1 if self.negatives is None else len(self.negatives.pair_weights) // len(self.lq)
+        return [
+            Batch(
+                self.lq[i : i + size],
+                self.gt[i : i + size],
+                self.negatives and self.negatives.rows(i * per_item, (i + size) * per_item),
+            )
+            for i in range(0, len(self.lq), size)
+        ]
 
 
 def _of_first_rank(number: int, device: torch.device) -> int:

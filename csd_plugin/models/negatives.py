@@ -22,6 +22,14 @@ class Negatives:
     images: Tensor
     pair_weights: Tensor
 
+    def rows(self, start: int, stop: int) -> "Negatives":
+        """The same negatives for some of the anchors."""
+        return Negatives(self.images, self.pair_weights[start:stop])
+
+    def as_pair(self) -> tuple[Tensor, Tensor]:
+        """Images and weights."""
+        return self.images, self.pair_weights
+
 
 class NegativeSampler:
     """Draws K negatives for every anchor of the batch, never the anchor's own image or a frame of its own clip.
@@ -45,6 +53,9 @@ class NegativeSampler:
     def sample(self, lq: Tensor, current_iter: int, per_clip: int = 1) -> Negatives | None:
         """Negatives for a batch; the pool then takes the batch in.
 
+        From a pool of K or more patches they are drawn alone. Otherwise one more is drawn than needed (or as many as a
+        clip has frames), because an anchor's own image may be among them.
+
         As long as there are fewer than K others, what there is counts for K, so that the scale of the loss stays.
 
         Args:
@@ -57,16 +68,20 @@ class NegativeSampler:
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         batch = _join_ranks(lq.unflatten(0, (-1, per_clip))).flatten(0, 1)
-        candidates = batch if self.pool is None else torch.cat([batch, self.pool.to(lq)])
+        earlier = None if self.pool is None else self.pool.to(lq)
         if self.options.source == "pool":
-            self.pool = torch.cat([batch, *([] if self.pool is None else [self.pool.to(lq)])])[: self.options.pool_size]
-        if self.options.num == 0 or len(candidates) == per_clip:
+            self.pool = torch.cat([batch, *([] if earlier is None else [earlier])])[: self.options.pool_size]
+        only_earlier = earlier is not None and len(earlier) >= self.options.num
+        candidates = batch if earlier is None else earlier if only_earlier else torch.cat([batch, earlier])
+        own = 0 if only_earlier else len(batch)
+        if self.options.num == 0 or (own == len(candidates) == per_clip):
             return None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + current_iter)
-        chosen = torch.randperm(len(candidates), generator=generator)[: self.options.num + per_clip]
+        wanted = self.options.num + (0 if only_earlier else per_clip)
+        chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
         clip = torch.arange(len(candidates)) // per_clip
-        clip[len(batch) :] = -1  # the pool's are nobody's own
-        weights = _k_others(clip[: len(batch)], clip[chosen], self.options.num, generator)
+        clip[own:] = -1  # the pool's are nobody's own
+        weights = _k_others(torch.arange(len(batch)) // per_clip, clip[chosen], self.options.num, generator)
         enlarged = F.interpolate(
             candidates[chosen.to(lq.device)], scale_factor=self.scale, mode="bicubic", antialias=True
         )

@@ -35,6 +35,11 @@ class _OnClips:
             opt["val"] = {"metrics": None, "suffix": None, **opt["val"]}  # BasicSR reads both without asking
         super().__init__(opt)  # type: ignore[call-arg]
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Clips have five axes, for which there is no such layout."""
+        return torch.contiguous_format
+
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Take a batch.
 
