@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test bench lint format clean
 
 help:
 	@echo "make demo    environment, demo data, training and a table (about 3 minutes after the install)"
 	@echo "make test    environment and tests"
+	@echo "make bench   environment, all benchmarks and docs/performance.md (about 15 minutes on two cores)"
 	@echo "make lint    environment, ruff and mypy"
 	@echo "make clean   remove the environment and the demo's outputs"
 
@@ -33,6 +34,10 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest
+
+bench: env
+	$(UV) --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m benchmarks
 
 lint: env
 	$(BIN)/ruff check .

@@ -32,7 +32,10 @@ setup(
         "torchvision>=0.19",
         "tqdm>=4.60",
     ],
-    extras_require={"dev": ["mypy", "pre-commit", "pytest", "ruff"]},
+    extras_require={
+        "dev": ["mypy", "pre-commit", "pytest", "ruff"],
+        "bench": ["matplotlib", "onnx", "onnxruntime"],
+    },
     entry_points={
         "console_scripts": ["basicsr = csd_plugin.cli:main"],
         "basicsr.plugins": ["csd = csd_plugin"],

@@ -218,6 +218,8 @@ def compare(setting: Setting, rounds: int = 7) -> dict[str, Any]:
 CPU_SETTINGS = {
     "EDSR 64/16 x4, 0.25, HR 96, batch 4, K 4": Setting(EDSR),
     "the same, bf16": Setting(EDSR, train=(("amp", "bf16"),)),
+    "batch 16, K 10": Setting(EDSR, 96, 16, 10),
+    "batch 16, K 10, bf16": Setting(EDSR, 96, 16, 10, train=(("amp", "bf16"),)),
 }
 GPU_SETTINGS = {
     "EDSR 64/16 x4, 0.25, HR 192, batch 16, K 10, bf16": Setting(EDSR, 192, 16, 10, train=(("amp", "bf16"),)),

@@ -102,12 +102,13 @@ class VGGFeatures(nn.Module):
             For each wanted layer its output divided by `unit` (B, C, H', W').
         """
         x = (images * (self.input_range / self.unit) - self.mean) / self.std
-        names = list(LAYERS)
-        outputs = {}
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if names[index] in self.layers:
-                outputs[names[index]] = x
+        outputs: dict[str, Tensor] = {}
+        wanted = False
+        for name, layer in zip(LAYERS, self.features, strict=False):
+            x = x.relu_() if isinstance(layer, nn.ReLU) and not wanted else layer(x)
+            wanted = name in self.layers
+            if wanted:
+                outputs[name] = x
         return outputs
 
     def train(self, mode: bool = True) -> "VGGFeatures":  # noqa: ARG002

@@ -73,6 +73,8 @@ class CSDModel(SRModel):
         options = self.train_options
         self.cri_teacher = build_loss(options.teacher_opt).to(self.device) if options.teacher_opt else None
         self.cri_contrast = build_loss(options.contrastive_opt).to(self.device) if options.contrastive_opt else None
+        if self.cri_contrast is not None:
+            self.cri_contrast.to(memory_format=self.memory_format)
         if options.compile:
             self._bare_net().use_compiler()
             if self.cri_contrast is not None:

@@ -1,0 +1,82 @@
+"""Reading training data: images a second and core, as a folder and as an LMDB: `python -m benchmarks.data`."""
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from basicsr.data import build_dataset
+from basicsr.utils import get_root_logger
+
+from benchmarks.timing import measure, report, table
+from csd_plugin.cli import main as basicsr
+
+_IMAGES, _READS = 12, 96
+KINDS = {
+    "PNG, whole images": ["--format", "png", "--crop-size", "0"],
+    "PNG, 480 pixels": ["--format", "png"],
+    "LMDB, 480 pixels": [],
+    "LMDB, 240 pixels": ["--crop-size", "240", "--step", "120"],
+}
+
+
+def _photographs(folder: Path) -> None:
+    """Pictures of the size of DIV2K's with detail at all scales, which PNG cannot compress better than photographs."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(_IMAGES):
+        image = np.zeros((1356, 2040, 3))
+        for level in range(8):
+            noise = rng.standard_normal((1356 // 2**level + 2, 2040 // 2**level + 2, 3))
+            image += cv2.resize(noise, (2040, 1356), interpolation=cv2.INTER_CUBIC) * 4 * 1.6**level
+        cv2.imwrite(str(folder / f"{number:04d}.png"), (image + 128).clip(0, 255).astype(np.uint8))
+
+
+def main() -> None:
+    """Prepare the same pictures in each way and read patches of 192 from them."""
+    cv2.setNumThreads(1)
+    get_root_logger().setLevel("ERROR")
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        _photographs(root / "HR")
+        runs: dict[str, Any] = {}
+        for kind, flags in KINDS.items():
+            out = root / kind.replace(" ", "_").replace(",", "")
+            if basicsr(["prepare", str(root / "HR"), str(out), "--name", "set", "--scale", "4", *flags]):
+                raise SystemExit(1)
+            runs[kind] = _reader(out, "lmdb" if kind.startswith("LMDB") else "disk")
+        times = measure(runs, rounds=5, warmup=1)
+    rate = {kind: _READS / time.median for kind, time in times.items()}
+    rows = [[kind, f"{rate[kind]:.0f}", f"{rate[kind] / rate['PNG, whole images']:.1f}"] for kind in KINDS]
+    text = table(["data", "pairs of patches a second and core", "over whole PNG images"], rows)
+    report("data", "Reading training data", text, {"pairs_per_second": rate})
+
+
+def _reader(folder: Path, kind: str) -> Any:
+    gt, lq = (next(p for p in sorted(folder.iterdir()) if part in p.name) for part in ("HR", "LR"))
+    options = {
+        "name": "benchmark",
+        "type": "PairedImageDataset",
+        "dataroot_gt": str(gt),
+        "dataroot_lq": str(lq),
+        "io_backend": {"type": kind},
+        "phase": "train",
+        "scale": 4,
+        "gt_size": 192,
+        "use_hflip": True,
+        "use_rot": True,
+    }
+    dataset = build_dataset(options)
+
+    def read() -> None:
+        chosen = random.Random(0)
+        for _ in range(_READS):
+            dataset[chosen.randrange(len(dataset))]
+
+    return read
+
+
+if __name__ == "__main__":
+    main()
