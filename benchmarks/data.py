@@ -1,5 +1,7 @@
 """Reading training data: images a second and core, as a folder and as an LMDB: `python -m benchmarks.data`."""
 
+import csd_plugin  # noqa: F401  isort: skip  (mends BasicSR, so it comes before it)
+
 import random
 import tempfile
 from pathlib import Path
