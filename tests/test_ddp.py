@@ -20,12 +20,14 @@ def _options(name, batch, **changes):
     return options
 
 
-@pytest.mark.parametrize("negatives", [{"source": "batch", "num": 3}, {"source": "pool", "num": 8}])
-def test_two_ranks_equal_one_on_the_joined_batch(tmp_path, negatives):
+@pytest.mark.parametrize(
+    ("negatives", "parts"), [({"source": "batch", "num": 3}, 1), ({"source": "pool", "num": 8}, 2)]
+)
+def test_two_ranks_equal_one_on_the_joined_batch(tmp_path, negatives, parts):
     write_pairs(tmp_path / "data", count=12)
     changes = {"train:negatives": negatives}
     assert train(_options("one", 4, **changes)) == 0
-    path = write_options(_options("two", 2, **changes), "two.yml")
+    path = write_options(_options("two", 2, **changes, **{"train:accumulate": parts}), "two.yml")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "csd_plugin", "train", "-opt", path, "--launcher", "pytorch"]
     done = subprocess.run(

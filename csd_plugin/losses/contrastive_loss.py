@@ -193,6 +193,7 @@ class ContrastiveLoss(nn.Module):
         self.distance = distance
         self.detach_positive = detach_positive
         self.compiled = False
+        self._settled, self._last_count = False, -1
         self.vgg = VGGFeatures(tuple(self.layer_weights), vgg_weights, input_norm, input_range)
 
     def forward(
@@ -225,6 +226,9 @@ class ContrastiveLoss(nn.Module):
         if self.detach_positive:
             positive = positive.detach()
         images = negatives if isinstance(negatives, Tensor) and len(negatives) > 0 else None
+        if isinstance(negatives, Tensor):
+            # Kernels are compiled for a number of negatives. A pool that fills has another one in each iteration.
+            self._settled, self._last_count = len(negatives) == self._last_count, len(negatives)
         known = negatives if isinstance(negatives, Mapping) else None
         if positive.requires_grad and torch.is_grad_enabled():
             return Targets(self.vgg(positive), known if images is None else self._without_graph(images)[0])
@@ -250,7 +254,7 @@ class ContrastiveLoss(nn.Module):
             self.layer_weights,
             pair_weights,
             self.distance,
-            self.compiled,
+            self.compiled and self._settled,
         )
         return distances * self.vgg.unit if self.distance == "l1" else distances
 
