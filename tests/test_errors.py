@@ -205,3 +205,9 @@ def test_launcher_without_its_environment(pairs, capsys, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert train(base_options(), "--launcher", "pytorch") == 2
     assert "WORLD_SIZE is not set: start with torchrun" in capsys.readouterr().err
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_run(pairs, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert train(base_options(**{"train:compile": True})) == 2
+    assert "no C++ compiler, g++ or clang++, on the PATH (option train:compile)" in capsys.readouterr().err

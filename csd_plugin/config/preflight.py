@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from csd_plugin.checkpoint import load_mapping, newest_state
 from csd_plugin.config.schema import (
     ClipDatasetOptions,
     CSDOptions,
+    DatasetOptions,
     NegativesOptions,
     PairedImageDatasetOptions,
     ValOptions,
@@ -132,11 +134,8 @@ def _check_dataset_block(dataset: Mapping[str, Any], where: str, strict: bool) -
         raise OptionError(f"no data set type {dataset['type']!r} is registered{near} (option {where}:type)")
     paired = dataset["type"] == "PairedImageDataset"
     if strict and (paired or dataset["type"] in CLIP_DATASETS):
-        parsed: PairedImageDatasetOptions | ClipDatasetOptions
-        if paired:
-            parsed = parse(PairedImageDatasetOptions, dataset, where)
-        else:
-            parsed = parse(ClipDatasetOptions, dataset, where)
+        schema: type[DatasetOptions] = PairedImageDatasetOptions if paired else ClipDatasetOptions
+        parsed = parse(schema, dataset, where)
         if where.split(":")[1].split("_")[0] == "train" and parsed.gt_size is None:
             raise OptionError(f"missing option {where}:gt_size")
 
@@ -366,6 +365,14 @@ def _check_vgg(opt: Mapping[str, Any]) -> None:
         )
 
 
+def _check_compiler(on_gpu: bool) -> None:
+    """What torch.compile works with: Triton on a GPU, a C++ compiler on a CPU."""
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        raise OptionError("triton is not installed (option train:compile)")
+    if not on_gpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise OptionError("there is no C++ compiler, g++ or clang++, on the PATH (option train:compile)")
+
+
 def _check_step(opt: Mapping[str, Any]) -> None:
     """What the options of the step itself need."""
     model = csd_model(opt)
@@ -380,6 +387,8 @@ def _check_step(opt: Mapping[str, Any]) -> None:
             raise OptionError(
                 f"a batch in parts needs reduction mean (options train:accumulate, train:{key}:reduction)"
             )
+    if train.compile:
+        _check_compiler(on_gpu=opt["num_gpu"] > 0)
     if train.contrast_crop is not None and train.contrast_crop % opt["scale"]:
         raise OptionError(
             f"expected a multiple of scale {opt['scale']}, got {train.contrast_crop} (option train:contrast_crop)"

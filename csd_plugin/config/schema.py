@@ -157,8 +157,8 @@ class LoggerOptions(_Options):
     wandb: Block | None = None
 
 
-class PairedImageDatasetOptions(_Options):
-    """One entry of `datasets` whose type is `PairedImageDataset`."""
+class DatasetOptions(_Options):
+    """What BasicSR's data sets and its loader have in common."""
 
     name: str
     type: str
@@ -166,13 +166,9 @@ class PairedImageDatasetOptions(_Options):
     dataroot_lq: str
     io_backend: Block
     meta_info_file: str | None = None
-    filename_tmpl: str = "{}"
     gt_size: int | None = Field(None, ge=1)
     use_hflip: bool = False
     use_rot: bool = False
-    color: str | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
     use_shuffle: bool = True
     num_worker_per_gpu: int = Field(0, ge=0)
     batch_size_per_gpu: int = Field(1, ge=1)
@@ -185,17 +181,20 @@ class PairedImageDatasetOptions(_Options):
     phase: str | None = None
 
 
-class ClipDatasetOptions(_Options):
+class PairedImageDatasetOptions(DatasetOptions):
+    """One entry of `datasets` whose type is `PairedImageDataset`."""
+
+    filename_tmpl: str = "{}"
+    color: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class ClipDatasetOptions(DatasetOptions):
     """One entry of `datasets` of one of BasicSR's types for video."""
 
-    name: str
-    type: str
-    dataroot_gt: str
-    dataroot_lq: str
-    io_backend: Block
     num_frame: int
     dataroot_flow: str | None = None
-    meta_info_file: str | None = None
     val_partition: Literal["REDS4", "official"] | None = None
     test_mode: bool = False
     interval_list: list[int] = Field([1], min_length=1)
@@ -204,19 +203,6 @@ class ClipDatasetOptions(_Options):
     cache_data: bool = False
     padding: str | None = None
     use_duf_downsampling: bool = False
-    gt_size: int | None = Field(None, ge=1)
-    use_hflip: bool = False
-    use_rot: bool = False
-    use_shuffle: bool = True
-    num_worker_per_gpu: int = Field(0, ge=0)
-    batch_size_per_gpu: int = Field(1, ge=1)
-    dataset_enlarge_ratio: int = Field(1, ge=1)
-    prefetch_mode: Literal["cpu", "cuda"] | None = None
-    num_prefetch_queue: int = 1
-    pin_memory: bool = False
-    persistent_workers: bool = False
-    scale: int | None = None
-    phase: str | None = None
 
 
 class NetworkOptions(_Options):
