@@ -45,6 +45,14 @@ def test_a_batch_in_parts_gives_what_it_gives_as_a_whole(changes, parts):
     assert not torch.equal(whole[0]["conv_first.weight"], after(iterations=1, **changes)[0]["conv_first.weight"])
 
 
+def test_the_vgg_sees_the_negatives_of_a_batch_in_parts_once():
+    csd = model(**{"train:accumulate": 2})
+    seen = []
+    csd.cri_contrast.vgg.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    step(csd)
+    assert seen == [3, *[2] * 8]  # 2 + 1 negatives; then teacher and student of two parts, without and with a graph
+
+
 def test_stochastic_depth_is_the_same_in_both_passes_over_the_parts():
     from tests.backbones import tiny
 

@@ -71,9 +71,9 @@ def check_options(options: Mapping[str, Any], is_train: bool) -> None:
     if options["model_type"] not in MODEL_REGISTRY:
         near = suggestion(options["model_type"], MODEL_REGISTRY.keys())
         raise OptionError(f"no model {options['model_type']!r} is registered{near} (option model_type)")
-    for phase, dataset in options["datasets"].items():
-        _check_dataset_block(dataset, f"datasets:{phase}", strict=csd_model(options) is not None)
     model = csd_model(options)
+    for phase, dataset in options["datasets"].items():
+        _check_dataset_block(dataset, f"datasets:{phase}", strict=model is not None)
     if model is None:
         return
     parsed = parse(CSDOptions, options)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csd_plugin.data.pairs import check_root, image_size
+from csd_plugin.data.pairs import Pair, check_pair, check_root, image_size
 from csd_plugin.errors import OptionError
 
 CLIP_DATASETS: Mapping[str, tuple[str, ...]] = {
@@ -116,16 +116,7 @@ def _check_ends(clip: str, options: Mapping[str, Any], where: str) -> None:
             if not path.is_file():
                 raise OptionError(f"no such image: {path} (option {where}:{key})")
     gt, lq = (image_size(Path(options[key]) / clip / "00000000.png") for key in ("dataroot_gt", "dataroot_lq"))
-    scale = options["scale"]
-    if gt != (lq[0] * scale, lq[1] * scale):
-        raise OptionError(
-            f"clip {clip}: HR {gt[0]}x{gt[1]} is not {scale} times LR {lq[0]}x{lq[1]} "
-            f"(options scale, {where}:dataroot_lq)"
-        )
-    if min(gt) < options["gt_size"]:
-        raise OptionError(
-            f"clip {clip}: HR {gt[0]}x{gt[1]} is smaller than the patch (option {where}:gt_size {options['gt_size']})"
-        )
+    check_pair(Pair(f"clip {clip}", lq, gt), options, where, options["scale"], training=True)
 
 
 def _lines(options: Mapping[str, Any], where: str) -> list[str]:

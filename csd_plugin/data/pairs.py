@@ -82,7 +82,7 @@ def check_paired_dataset(options: Mapping[str, Any], where: str, scale: int, tra
     if count == 0:
         raise OptionError(f"no images in {options['dataroot_gt']} (option {where}:dataroot_gt)")
     for pair in pairs:
-        _check_pair(pair, options, where, scale, training)
+        check_pair(pair, options, where, scale, training)
     return count
 
 
@@ -141,7 +141,12 @@ def _images(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
 
 
-def _check_pair(pair: Pair, options: Mapping[str, Any], where: str, scale: int, training: bool) -> None:
+def check_pair(pair: Pair, options: Mapping[str, Any], where: str, scale: int, training: bool) -> None:
+    """HR is `scale` times LR and, in training, not smaller than the patch.
+
+    Raises:
+        OptionError: naming the pair and the option.
+    """
     expected = (pair.lq[0] * scale, pair.lq[1] * scale)
     surplus = max(g - e for g, e in zip(pair.gt, expected, strict=True))
     shortage = min(g - e for g, e in zip(pair.gt, expected, strict=True))

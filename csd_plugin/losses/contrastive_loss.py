@@ -1,6 +1,6 @@
 """The contrastive loss of CSD (Wang et al., IJCAI 2021, eq. 4 and 5)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from csd_plugin.errors import OptionError
-from csd_plugin.losses.distances import l1_distances
+from csd_plugin.losses.distances import l1_distances, sum_type
 from csd_plugin.losses.vgg import VGGFeatures
 
 Features = Mapping[str, Tensor]
@@ -29,14 +29,14 @@ def _l1(
     student: Tensor, positive: Tensor, negatives: Tensor | None, pair_weights: Tensor | None, compiled: bool
 ) -> tuple[Tensor, Tensor | None]:
     if negatives is None or pair_weights is None:
-        return F.l1_loss(student.to(_sum_type(student)), positive.to(_sum_type(student))), None
+        return F.l1_loss(student.to(sum_type(student)), positive.to(sum_type(student))), None
     return l1_distances(student, positive, negatives, pair_weights, compiled)
 
 
 def _cosine(
     student: Tensor, positive: Tensor, negatives: Tensor | None, pair_weights: Tensor | None, _compiled: bool
 ) -> tuple[Tensor, Tensor | None]:
-    student, positive = (F.normalize(features.to(_sum_type(student)), dim=1) for features in (student, positive))
+    student, positive = (F.normalize(features.to(sum_type(student)), dim=1) for features in (student, positive))
     pull = 1 - (student * positive).sum(1).mean()
     if negatives is None or pair_weights is None:
         return pull, None
@@ -45,10 +45,6 @@ def _cosine(
     directions = torch.einsum("bk,kchw->bchw", pair_weights.to(student.dtype), negatives)
     pixels = student.shape[2] * student.shape[3]
     return pull, pair_weights.sum() - (student * directions).sum() / pixels
-
-
-def _sum_type(features: Tensor) -> torch.dtype:
-    return torch.promote_types(features.dtype, torch.float32)
 
 
 _DISTANCES: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"l1": _l1, "cosine": _cosine}
@@ -66,11 +62,11 @@ def feature_distances(
     r"""Numerators and denominators of `contrastive_loss`.
 
     Args:
-        student: features (B, C, H, W) of the student's output by layer.
-        positive: features (B, C, H, W) of what the student is pulled to.
-        negatives: features (K, C, H, W) of what it is pushed from; they get no gradient. None or K = 0: there are none.
+        student: as in `contrastive_loss`, and so are the next five.
+        positive: (B, C, H, W) by layer.
+        negatives: (K, C, H, W) by layer, or None.
         layer_weights: the layers.
-        pair_weights: (B, K), how much negative k counts for anchor b; None counts every pair once.
+        pair_weights: (B, K).
         distance: `l1` or `cosine`.
         compiled: run the L1 distances as kernels of torch.compile.
 
@@ -84,7 +80,7 @@ def feature_distances(
         anchors, others = (len(next(iter(features.values()))) for features in (student, negatives))
         if pair_weights is None:
             pair_weights = next(iter(student.values())).new_ones(anchors, others)
-        pair_weights = pair_weights.to(_sum_type(next(iter(student.values())))) / anchors
+        pair_weights = pair_weights.to(sum_type(next(iter(student.values())))) / anchors
     columns = []
     for name in layer_weights:
         others_here = None if negatives is None else negatives[name].detach()
@@ -140,10 +136,17 @@ def contrastive_loss(
     return ratio_of_distances(distances, layer_weights)
 
 
-def _mean_over_ranks(local: Tensor) -> Tensor:
-    mean = local.detach().clone()
-    dist.all_reduce(mean)
-    return mean / dist.get_world_size()
+def join_distances(parts: Sequence[Tensor]) -> Tensor:
+    """Mean of the distances of all parts of a batch of the same size, on all ranks of torch.distributed; no graph."""
+    mean = torch.stack([part.detach() for part in parts]).mean(0)
+    if _world_size() > 1:
+        dist.all_reduce(mean)
+        mean /= _world_size()
+    return mean
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,10 @@ class ContrastiveLoss(nn.Module):
         if self.detach_positive:
             positive = positive.detach()
         images = negatives if isinstance(negatives, Tensor) and len(negatives) > 0 else None
-        if isinstance(negatives, Tensor):
+        if negatives is not None:
             # Kernels are compiled for a number of negatives. A pool that fills has another one in each iteration.
-            self._settled, self._last_count = len(negatives) == self._last_count, len(negatives)
+            count = len(negatives if isinstance(negatives, Tensor) else next(iter(negatives.values())))
+            self._settled, self._last_count = count == self._last_count, count
         known = negatives if isinstance(negatives, Mapping) else None
         if positive.requires_grad and torch.is_grad_enabled():
             return Targets(self.vgg(positive), known if images is None else self._without_graph(images)[0])
@@ -266,22 +270,25 @@ class ContrastiveLoss(nn.Module):
 
         Args:
             distances: of this part, from `distances`.
-            joined: mean of the distances of all parts; None if this is the only part.
+            joined: what `join_distances` gives for all parts; None if this is the only part.
 
         Returns:
             Scalar.
         """
-        value = distances.detach() if joined is None else joined
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            value = _mean_over_ranks(value)
-        elif joined is None:
-            return self.loss_weight * ratio_of_distances(distances, self.layer_weights)
-        return self.loss_weight * ratio_of_distances(distances + (value - distances.detach()), self.layer_weights)
+        if joined is None and _world_size() > 1:
+            joined = join_distances([distances])
+        if joined is not None:
+            distances = distances + (joined - distances.detach())
+        return self.loss_weight * ratio_of_distances(distances, self.layer_weights)
 
     def use_compiler(self) -> None:
         """Run the VGG and the distances through torch.compile from now on."""
         self.compiled = True
         self.vgg.compile(dynamic=False)
+
+    def features(self, images: Tensor) -> Features:
+        """Features without a graph of negatives (K, 3, H, W) in 0..1, for several calls of `targets`."""
+        return self._without_graph(images)[0]
 
     @torch.no_grad()
     def _without_graph(self, *groups: Tensor) -> list[Features]:

@@ -48,8 +48,8 @@ class _L1Distances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_pull: Tensor, grad_push: Tensor) -> tuple[Tensor | None, ...]:
         student, positive, negatives, pair_weights = ctx.saved_tensors
-        of_pull = (grad_pull / student.numel()).to(_sum_type(student))
-        pair_weights = (pair_weights * (grad_push / student[0].numel())).to(_sum_type(student))
+        of_pull = (grad_pull / student.numel()).to(sum_type(student))
+        pair_weights = (pair_weights * (grad_push / student[0].numel())).to(sum_type(student))
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         if gradient is not None:
             groups = _groups(student, positive, negatives, pair_weights, ctx.compiled)
@@ -77,10 +77,10 @@ def _groups(
 def _sums(student: Tensor, positive: Tensor, negatives: Tensor, pair_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the distances to the positives and weighted sum of those to the negatives, without temporaries."""
     difference = torch.sub(student, positive)
-    pull = difference.abs_().sum(dtype=_sum_type(student))
+    pull = difference.abs_().sum(dtype=sum_type(student))
     push = torch.zeros_like(pull)
     for negative, weights in zip(negatives, pair_weights.unbind(1), strict=True):
-        distances = torch.sub(student, negative, out=difference).abs_().sum((1, 2, 3), dtype=_sum_type(student))
+        distances = torch.sub(student, negative, out=difference).abs_().sum((1, 2, 3), dtype=sum_type(student))
         push += (distances * weights).sum()
     return pull, push
 
@@ -102,9 +102,9 @@ def _fused_sums(student: Tensor, positive: Tensor, negatives: Tensor, pair_weigh
     """As `_sums`, spelled out for each anchor, so that the compiler reads a negative once for all of them."""
     pulls: list[Tensor] = []
     pushes: list[Tensor] = []
-    others = [n.to(_sum_type(student)) for n in negatives.unbind()]
+    others = [n.to(sum_type(student)) for n in negatives.unbind()]
     for b in range(student.shape[0]):
-        anchor = student[b].to(_sum_type(student))
+        anchor = student[b].to(sum_type(student))
         pulls.append((anchor - positive[b]).abs())
         pushes += [(anchor - other).abs() * pair_weights[b, k] for k, other in enumerate(others)]
     return sum(pulls[1:], pulls[0]).sum(), sum(pushes[1:], pushes[0]).sum()
@@ -113,10 +113,10 @@ def _fused_sums(student: Tensor, positive: Tensor, negatives: Tensor, pair_weigh
 def _fused_gradient(
     student: Tensor, positive: Tensor, negatives: Tensor, pair_weights: Tensor, of_pull: Tensor, into: Tensor
 ) -> None:
-    others = [n.to(_sum_type(student)) for n in negatives.unbind()]
+    others = [n.to(sum_type(student)) for n in negatives.unbind()]
     gradients = []
     for b in range(student.shape[0]):
-        anchor = student[b].to(_sum_type(student))
+        anchor = student[b].to(sum_type(student))
         gradient = (anchor - positive[b]).sign() * of_pull
         for k, other in enumerate(others):
             gradient = gradient + (anchor - other).sign() * pair_weights[b, k]
@@ -124,7 +124,8 @@ def _fused_gradient(
     into.copy_(torch.stack(gradients))
 
 
-def _sum_type(features: Tensor) -> torch.dtype:
+def sum_type(features: Tensor) -> torch.dtype:
+    """What sums over features are accumulated in: at least float32."""
     return torch.promote_types(features.dtype, torch.float32)
 
 

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import cpu_state, save_atomically
 from csd_plugin.config.schema import TrainOptions, ValOptions, parse
-from csd_plugin.losses.contrastive_loss import ContrastiveLoss
+from csd_plugin.losses.contrastive_loss import ContrastiveLoss, join_distances
 from csd_plugin.models.inference import run_padded, self_ensemble
-from csd_plugin.models.negatives import Negatives, NegativeSampler
+from csd_plugin.models.negatives import Negatives, NegativeSampler, generator_for
 
 
 class CSDModel(SRModel):
@@ -128,8 +128,10 @@ class CSDModel(SRModel):
         contrasts = self.cri_contrast is not None and current_iter % options.contrast_every == 0
         negatives = self._draw_negatives(current_iter) if contrasts else None
         contrasts = contrasts and (negatives is not None or options.negatives.num == 0)
-        batch = Batch(self.lq, self.gt, negatives)
-        parts = batch.parts(options.accumulate)
+        if self.cri_contrast is not None and negatives is not None and options.accumulate > 1:
+            with self.autocast():
+                negatives = replace(negatives, features=self.cri_contrast.features(_rgb(negatives.images)))
+        parts = Batch(self.lq, self.gt, negatives).parts(options.accumulate)
         joined = self._joined_distances(parts, current_iter) if contrasts and len(parts) > 1 else None
 
         self.optimizer_g.zero_grad()
@@ -310,7 +312,7 @@ class CSDModel(SRModel):
         if self.train_options.contrast_crop is None:
             return images
         enlarged = images.shape[-1] // self.lq.shape[-1]
-        generator = torch.Generator().manual_seed(self.shared_seed * 1_000_003 + current_iter)
+        generator = generator_for(self.shared_seed, current_iter)
         for axis in (-2, -1):
             side = self.lq.shape[axis]
             size = min(self.train_options.contrast_crop // self.opt["scale"], side)
@@ -359,11 +361,11 @@ class CSDModel(SRModel):
         """What the contrast of each student is made of; the targets' features are computed once for all students."""
         assert self.cri_contrast is not None
         positive = outputs[TEACHER] if self.train_options.positive == "teacher" else part.gt
-        negatives, pair_weights = (None, None) if part.negatives is None else part.negatives.as_pair()
+        negatives = part.negatives
+        pushed_from = None if negatives is None else negatives.features or _rgb(negatives.images)
+        pair_weights = None if negatives is None else negatives.pair_weights
         with self.autocast():
-            targets = self.cri_contrast.targets(
-                _rgb(self._contrast_images(positive, current_iter)), None if negatives is None else _rgb(negatives)
-            )
+            targets = self.cri_contrast.targets(_rgb(self._contrast_images(positive, current_iter)), pushed_from)
             return {
                 width: self.cri_contrast.distances(
                     _rgb(self._contrast_images(outputs[width], current_iter)), targets, pair_weights
@@ -379,7 +381,7 @@ class CSDModel(SRModel):
                 self._distances(self._forward_all(part, current_iter, contrasts=True), part, current_iter)
                 for part in parts
             ]
-        return {width: torch.stack([distances[width] for distances in each]).mean(0) for width in self.students}
+        return {width: join_distances([distances[width] for distances in each]) for width in self.students}
 
     def _devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []

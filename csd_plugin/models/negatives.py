@@ -1,6 +1,7 @@
 """The negatives of the contrast: bicubically enlarged LR patches of other images (the paper, section 3.2)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -17,18 +18,21 @@ class Negatives:
     Attributes:
         images: (N, 3, H, W) in 0..1.
         pair_weights: (B, N); each row sums to K and is zero at the anchor's own image and the others of its clip.
+        features: of the images by layer, if they have been computed.
     """
 
     images: Tensor
     pair_weights: Tensor
+    features: Mapping[str, Tensor] | None = None
 
     def rows(self, start: int, stop: int) -> "Negatives":
         """The same negatives for some of the anchors."""
-        return Negatives(self.images, self.pair_weights[start:stop])
+        return replace(self, pair_weights=self.pair_weights[start:stop])
 
-    def as_pair(self) -> tuple[Tensor, Tensor]:
-        """Images and weights."""
-        return self.images, self.pair_weights
+
+def generator_for(seed: int, current_iter: int) -> torch.Generator:
+    """Random numbers by the run's seed and the iteration alone, so that all ranks and resumed runs agree."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + current_iter)
 
 
 class NegativeSampler:
@@ -76,7 +80,7 @@ class NegativeSampler:
         own = 0 if only_earlier else len(batch)
         if self.options.num == 0 or (own == len(candidates) == per_clip):
             return None
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + current_iter)
+        generator = generator_for(self.seed, current_iter)
         wanted = self.options.num + (0 if only_earlier else per_clip)
         chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
         clip = torch.arange(len(candidates)) // per_clip

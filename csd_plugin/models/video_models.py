@@ -12,13 +12,14 @@ from basicsr.models.edvr_model import EDVRModel
 from basicsr.models.video_recurrent_model import VideoRecurrentModel
 from torch import Tensor
 
-from csd_plugin.archs.cssr_arch import TEACHER
+from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.config.schema import (
     RecurrentTrainOptions,
     RecurrentValOptions,
     SlidingWindowTrainOptions,
 )
 from csd_plugin.models.csd_model import CSDModel
+from csd_plugin.models.negatives import generator_for
 
 
 class _OnClips:
@@ -29,11 +30,16 @@ class _OnClips:
     lq: Tensor
     gt: Tensor
     validate_each: Callable[..., None]
+    _bare_net: Callable[[], CSSRNet]
+    held_until: int | None
+    is_held: Callable[[str], bool]
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt.get("val"):
             opt["val"] = {"metrics": None, "suffix": None, **opt["val"]}  # BasicSR reads both without asking
         super().__init__(opt)  # type: ignore[call-arg]
+        # BasicSR would hold them fixed from the first iteration, which a resumed run never sees; _hold_fixed does it.
+        self.train_tsa_iter = self.fix_flow_iter = None
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -81,7 +87,11 @@ class _OnClips:
         self.dist_validation(dataloader, current_iter, tb_logger, save_img)
 
     def _hold_fixed(self, current_iter: int) -> None:
-        raise NotImplementedError
+        until = self.held_until
+        if until is not None and current_iter <= until:
+            for name, parameter in self._bare_net().named_parameters():
+                if self.is_held(name):
+                    parameter.requires_grad_(current_iter == until)
 
 
 class CSDVideoModel(_OnClips, EDVRModel, CSDModel):
@@ -102,13 +112,14 @@ class CSDVideoModel(_OnClips, EDVRModel, CSDModel):
         middle = self._bare_net().options[TEACHER].get("center_frame_idx")
         return batch[:, batch.shape[1] // 2 if middle is None else middle]
 
-    def _hold_fixed(self, current_iter: int) -> None:
-        until = self.train_options.tsa_iter
-        if until is not None and current_iter <= until:
-            for name, parameter in self._bare_net().named_parameters():
-                if "fusion" not in name:
-                    parameter.requires_grad_(current_iter == until)
-        self.train_tsa_iter = None  # or BasicSR would do it in the first iteration, which a resumed run never sees
+    @property
+    def held_until(self) -> int | None:  # type: ignore[override]
+        """The iteration that trains everything again."""
+        return self.train_options.tsa_iter
+
+    def is_held(self, name: str) -> bool:
+        """Whether a parameter is held fixed before it."""
+        return "fusion" not in name
 
 
 class CSDVideoRecurrentModel(_OnClips, VideoRecurrentModel, CSDModel):
@@ -134,7 +145,7 @@ class CSDVideoRecurrentModel(_OnClips, VideoRecurrentModel, CSDModel):
         total, wanted = batch.shape[1], self.train_options.contrast_frames
         if wanted is None or wanted >= total:
             return batch.flatten(0, 1)
-        generator = torch.Generator().manual_seed(self.shared_seed * 1_000_003 + current_iter)
+        generator = generator_for(self.shared_seed, current_iter)
         drawn = torch.randperm(total, generator=generator)[:wanted].sort().values
         return batch[:, drawn.to(batch.device)].flatten(0, 1)
 
@@ -148,13 +159,14 @@ class CSDVideoRecurrentModel(_OnClips, VideoRecurrentModel, CSDModel):
             output = super().super_resolve(network, lq)
         return output[:, frames // 2] if self.val_options.center_frame_only else output
 
-    def _hold_fixed(self, current_iter: int) -> None:
-        until = self.train_options.fix_flow
-        if until is not None and current_iter <= until:
-            for name, parameter in self._bare_net().named_parameters():
-                if "spynet" in name or "edvr" in name:
-                    parameter.requires_grad_(current_iter == until)
-        self.fix_flow_iter = None  # or BasicSR would do it in the first iteration, which a resumed run never sees
+    @property
+    def held_until(self) -> int | None:  # type: ignore[override]
+        """The iteration that trains everything again."""
+        return self.train_options.fix_flow
+
+    def is_held(self, name: str) -> bool:
+        """Whether a parameter is held fixed before it."""
+        return "spynet" in name or "edvr" in name
 
 
 class _Curves:
