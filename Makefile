@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo    environment, demo data, training and a table (about 3 minutes after the install)"
 	@echo "make test    environment and tests"
-	@echo "make bench   environment, all benchmarks and docs/performance.md (about 15 minutes on two cores)"
+	@echo "make bench   environment, all benchmarks and docs/performance.md (about half an hour on two cores)"
 	@echo "make lint    environment, ruff and mypy"
 	@echo "make clean   remove the environment and the demo's outputs"
 

@@ -4,21 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from benchmarks.timing import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
-SECTIONS = ("step", "negatives", "growth", "student", "data")
+SECTIONS = ("step", "negatives", "growth", "ranks", "student", "data")
 _BEGIN, _END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 def main() -> None:
     """Run each benchmark in a process of its own, then put its table between the marks of the document."""
-    size = [] if torch.cuda.is_available() else ["90", "160", "eager", "channels_last", "ONNX Runtime"]
     for section in SECTIONS:
-        arguments = size if section == "student" else []
-        subprocess.run([sys.executable, "-W", "ignore", "-m", f"benchmarks.{section}", *arguments], check=True)
+        subprocess.run([sys.executable, "-W", "ignore", "-m", f"benchmarks.{section}"], check=True)
     write_document()
 
 

@@ -54,8 +54,9 @@ def batch_of(setting: Setting) -> tuple[Tensor, Tensor]:
     return F.interpolate(gt, scale_factor=1 / scale, mode="bicubic", antialias=True).clamp(0, 1), gt
 
 
-def csd_model(setting: Setting) -> CSDModel:
-    """The model that `basicsr train` would build."""
+def csd_model(setting: Setting, dist_of: tuple[int, int] | None = None) -> CSDModel:
+    """The model that `basicsr train` would build, by option as a rank (number, ranks) of torch.distributed."""
+    rank, ranks = dist_of or (0, 1)
     l1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
     train: dict[str, Any] = {
         "total_iter": 10**6,
@@ -71,10 +72,10 @@ def csd_model(setting: Setting) -> CSDModel:
         {
             "name": "benchmark",
             "is_train": True,
-            "dist": False,
+            "dist": dist_of is not None,
             "num_gpu": int(torch.cuda.is_available()),
-            "rank": 0,
-            "world_size": 1,
+            "rank": rank,
+            "world_size": ranks,
             "scale": setting.backbone["upscale"],
             "manual_seed": 0,
             "network_g": {"type": "CSSRNet", "width": list(setting.widths), "backbone": dict(setting.backbone)},
@@ -85,9 +86,9 @@ def csd_model(setting: Setting) -> CSDModel:
     )
 
 
-def our_step(setting: Setting) -> Callable[[], None]:
+def our_step(setting: Setting, dist_of: tuple[int, int] | None = None) -> Callable[[], None]:
     """A step of CSDModel, its pool of negatives filled."""
-    csd = csd_model(setting)
+    csd = csd_model(setting, dist_of)
     lq, gt = batch_of(setting)
     steps = iter(range(1, 10**9))
 

@@ -257,3 +257,98 @@ def test_it_is_an_srmodel():
     assert MODEL_REGISTRY.get("CSDModel") is CSDModel
     assert "CSSRNet" in ARCH_REGISTRY
     assert "ContrastiveLoss" in LOSS_REGISTRY
+
+
+DISTILL = {"type": "L1Loss", "loss_weight": 0.5, "reduction": "mean"}
+ALONE = {"train:teacher_opt": None, "train:contrastive_opt": None, "train:ema_decay": 0}
+
+
+def teacher_file(path="teacher.pth", seed=5):
+    torch.manual_seed(seed)
+    teacher = _build(EDSR)
+    torch.save({"params": teacher.state_dict()}, path)
+    return teacher
+
+
+def test_distillation_pulls_the_student_to_the_teachers_output():
+    csd = model(**ALONE, **{"train:distill_opt": DISTILL})
+    net = copy.deepcopy(csd.net_g)
+    losses = step(csd)
+    outputs = net(csd.lq, width=[1.0, 0.5])
+    expected = 0.5 * torch.nn.functional.l1_loss(outputs[0.5], outputs[1.0])
+    assert list(losses) == ["l_pix_student", "l_distill_student"]
+    assert losses["l_distill_student"] == pytest.approx(float(expected), rel=1e-5)
+    assert not csd.net_g.teacher.conv_first.weight.grad[4:].any()
+
+
+def test_a_teacher_of_its_own_guides_and_stays_as_it_is():
+    stock = teacher_file()
+    csd = model(**ALONE, **{"train:distill_opt": DISTILL, "path:pretrain_network_teacher": "teacher.pth"})
+    student = csd.net_g.export(0.5)
+    losses = step(csd)
+    lq = batch()["lq"]
+    expected = 0.5 * torch.nn.functional.l1_loss(student(lq), stock(lq))
+    assert losses["l_distill_student"] == pytest.approx(float(expected), rel=1e-5)
+    for iteration in range(2, 5):
+        step(csd, iteration)
+    torch.testing.assert_close(csd.frozen_teacher.state_dict(), dict(stock.state_dict()))
+    assert not any(p is q for p in csd.frozen_teacher.parameters() for q in csd.optimizer_g.param_groups[0]["params"])
+
+
+def test_the_contrast_pulls_to_the_teacher_of_its_own():
+    stock = teacher_file()
+    csd = model(**{"path:pretrain_network_teacher": "teacher.pth", "train:teacher_opt": None})
+    net, sampler = copy.deepcopy(csd.net_g), copy.deepcopy(csd.negative_sampler)
+    losses = step(csd)
+    negatives = sampler.sample(csd.lq, 1)
+    contrast = csd.cri_contrast(net(csd.lq, width=0.5), stock(csd.lq), negatives.images, negatives.pair_weights)
+    assert losses["l_contrast"] == pytest.approx(float(contrast), rel=1e-5)
+    assert not csd.net_g.teacher.conv_first.weight.grad[4:].any()
+
+
+def test_a_run_with_a_teacher_of_its_own_resumes(pairs, tmp_path):
+    teacher_file()
+    changes = {
+        **ALONE,
+        "train:distill_opt": DISTILL,
+        "path:pretrain_network_teacher": "teacher.pth",
+        "val:teacher": False,
+    }
+    assert train(base_options(**changes, **{"train:total_iter": 2})) == 0
+    assert train(base_options(**changes), "--auto_resume") == 0
+    assert (tmp_path / "experiments/tiny/models/net_g_student_4.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"contrast_stop_iter": 2}, [1, 1, 0, 0]),
+        ({"contrast_decay": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"contrast_decay": "linear", "contrast_stop_iter": 2}, [1, 0.5, 0, 0]),
+        ({"contrast_decay": "cosine", "contrast_stop_iter": 2}, [1, 0.5, 0, 0]),
+        ({"contrast_every": 2}, [0, 2, 0, 2]),
+        ({"contrast_stop_iter": 0}, [0, 0, 0, 0]),
+    ],
+)
+def test_the_weight_of_the_contrast_follows_its_schedule(options, weights):
+    torch.manual_seed(0)
+    csd = model(**{f"train:{key}": value for key, value in options.items()})
+    torch.manual_seed(0)
+    constant = model()
+    assert [csd.train_options.contrast_weight(i) for i in (1, 2, 3, 4)] == pytest.approx(weights)
+    first, plain = step(csd, 2), step(constant, 2)
+    if weights[1]:
+        assert first["l_contrast"] == pytest.approx(weights[1] * plain["l_contrast"])
+    else:
+        assert "l_contrast" not in first
+
+
+def test_history_negatives_are_what_the_average_student_makes():
+    csd = model(**{"train:negatives:kind": "history"})
+    step(csd)
+    with torch.no_grad():
+        expected = csd.net_g_ema(csd.lq, width=0.5).clamp(0, 1)
+    drawn = csd.negative_sampler.sample(csd.lq, 7).images
+    assert all(any(torch.allclose(image, other, atol=1e-6) for other in expected) for image in drawn)
+    assert not drawn.requires_grad

@@ -33,6 +33,19 @@ CASES = {
     "width above 1": ({"network_g:width": 1.5}, "(option network_g:width)"),
     "missing option": ({"train:optim_g": None}, "(option train:optim_g)"),
     "negatives beyond the batch": ({"train:negatives:num": 4}, "4 negatives need a batch of 5, got 4"),
+    "history without an average": (
+        {"train:negatives:kind": "history", "train:ema_decay": 0},
+        "history needs a moving average (options train:negatives:kind, train:ema_decay)",
+    ),
+    "unknown kind of negatives": ({"train:negatives:kind": "bicubc"}, "(option train:negatives:kind)"),
+    "no such teacher": (
+        {"path:pretrain_network_teacher": "no.pth"},
+        "no such file: no.pth (option path:pretrain_network_teacher)",
+    ),
+    "teacher that is no checkpoint": (
+        {"path:pretrain_network_teacher": "run.yml"},
+        "run.yml: no file of PyTorch weights",
+    ),
     "negatives beyond the pool": (
         {"train:negatives": {"source": "pool", "num": 9, "pool_size": 8}},
         "9 negatives but a pool of 8",

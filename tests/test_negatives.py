@@ -51,6 +51,26 @@ def test_pool_serves_more_negatives_than_the_batch_has():
     assert len(alone.images) == 10 and torch.equal(alone.pair_weights, torch.ones(4, 10))
 
 
+def test_own_negatives_are_the_anchors_own_images():
+    lq = torch.rand(3, 3, 8, 8)
+    own = sampler(source="own", num=4).sample(lq, 1)
+    assert torch.equal(own.pair_weights, 4 * torch.eye(3))
+    others = sampler(num=2).sample(lq, 1).images
+    assert all(any(torch.equal(image, mine) for mine in own.images) for image in others)
+
+
+def test_blurred_negatives_are_smoother_and_noisy_ones_rougher():
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4), scale_factor=4, mode="bicubic").clamp(0.1, 0.9)
+    plain, blurred, noisy = (
+        sampler(source="own", num=1, kind=kind).sample(image, 1).images for kind in ("bicubic", "blurred", "noisy")
+    )
+    roughness = [float(t.diff(dim=-1).abs().mean()) for t in (blurred, plain, noisy)]
+    assert roughness == sorted(roughness) and roughness[0] < 0.8 * roughness[1] < 0.8 * roughness[2]
+    assert (noisy - plain).std() < 3 * 10 / 255
+    assert torch.equal(noisy, sampler(source="own", num=1, kind="noisy").sample(image, 1).images)
+    assert all(t.min() >= 0 and t.max() <= 1 and t.shape == (2, 3, 32, 32) for t in (plain, blurred, noisy))
+
+
 def test_a_lone_image_has_no_negatives_until_the_pool_has():
     pooled = sampler(source="pool", num=1)
     assert pooled.sample(torch.rand(1, 3, 4, 4), 1) is None

@@ -3,9 +3,11 @@
 import copy
 
 import pytest
+import torch
 import yaml
 
 from csd_plugin import OptionError
+from csd_plugin.archs.cssr_arch import _build
 from csd_plugin.cli import main
 from csd_plugin.config.load import read_options
 from tests.conftest import ROOT, base_options, forget_logging, load, write_clips, write_options, write_pairs
@@ -44,6 +46,9 @@ def shrunk(options):
     backbone |= {key: value for key, value in _NARROW.items() if key in backbone}
     if "train" in options:
         options["path"]["pretrain_network_g"] = None
+        if options["path"].get("pretrain_network_teacher"):
+            torch.save({"params": _build(backbone).state_dict()}, "teacher.pth")
+            options["path"]["pretrain_network_teacher"] = "teacher.pth"
         options["train"]["total_iter"] = 2
         options["logger"]["save_checkpoint_freq"] = 2
         options["logger"]["use_tb_logger"] = False
@@ -114,11 +119,14 @@ def test_controls_train_the_same_student(arch, scale):
     scratch = read_options(ROOT / f"options/controls/scratch_{arch}_x{scale}.yml")
     assert scratch["network_g"] == student
     assert "csd_plugin" not in yaml.safe_dump(scratch)
-    for control in ("joint", "sliced_l1"):
+    for control in ("joint", "sliced_l1", "logits_kd"):
         options = read_options(ROOT / f"options/controls/{control}_{arch}_x{scale}.yml")
         assert options["network_g"] == csd["network_g"]
         assert options["train"]["contrastive_opt"] is None
-        assert (options["train"]["teacher_opt"] is None) is (control == "sliced_l1")
+        assert (options["train"]["teacher_opt"] is None) is (control != "joint")
+        assert ("distill_opt" not in options["train"]) is (control != "logits_kd")
+        kept = csd["path"]["pretrain_network_g"] if control == "logits_kd" else None
+        assert options["path"]["pretrain_network_teacher"] == kept
 
 
 def test_base_files_merge_and_overrides_add_keys(tmp_path):
@@ -134,6 +142,9 @@ def test_base_files_merge_and_overrides_add_keys(tmp_path):
     }
     with pytest.raises(OptionError, match="expected key:key=value, got 'oops'"):
         read_options("top.yml", ["oops"])
+    (tmp_path / "clash.yml").write_text("_base_: base.yml\nb: {x: 1}\n")
+    with pytest.raises(OptionError, match=r"clash\.yml: .*cannot inherit from base"):
+        read_options("clash.yml")
 
 
 def test_the_merged_file_is_kept_with_the_experiment(pairs, tmp_path):

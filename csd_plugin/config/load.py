@@ -41,7 +41,10 @@ def read_options(path: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
         OptionError: a file is missing, is no safe YAML mapping, or an override cannot be read.
     """
     _check_files(Path(path))
-    options = Config.fromfile(str(path))
+    try:
+        options = Config.fromfile(str(path))
+    except (KeyError, TypeError) as error:  # a block of the file over a value of its base, which mmengine refuses
+        raise OptionError(f"{path}: {' '.join(str(error).split())}") from None
     options.merge_from_dict(dict(_override(entry) for entry in overrides))
     return _plain(options.to_dict())
 

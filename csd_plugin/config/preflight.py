@@ -82,7 +82,7 @@ def check_options(options: Mapping[str, Any], is_train: bool) -> None:
             raise OptionError(f"missing option {block}")
     if parsed.train is not None:
         train = parse(model.train_schema, parsed.train, "train")
-        for key in ("pixel_opt", "teacher_opt", "contrastive_opt"):
+        for key in ("pixel_opt", "teacher_opt", "distill_opt", "contrastive_opt"):
             _check_loss(getattr(train, key), f"train:{key}")
         _check_optimizer(train.optim_g)
     if parsed.val is not None:
@@ -102,7 +102,7 @@ def check_run(opt: Mapping[str, Any]) -> None:
     _check_device(opt)
     _check_logger(opt)
     if _resumes(opt):
-        opt = {**opt, "path": {key: value for key, value in opt["path"].items() if not key.startswith("pretrain_")}}
+        opt = {**opt, "path": {key: value for key, value in opt["path"].items() if key != "pretrain_network_g"}}
     for key, value in opt["path"].items():
         names_file = key.startswith("pretrain_network") or key == "resume_state"
         if names_file and value is not None and not os.path.isfile(value):
@@ -244,7 +244,9 @@ def _check_network(opt: Mapping[str, Any]) -> None:
     """Build the network, which proves its students, and run it once on a small input."""
     with torch.random.fork_rng(devices=[]):
         network = CSSRNet.from_options(opt["network_g"]).eval()
-    _check_pretrained(network, opt["path"])
+    if opt["path"].get("strict_load_g", True):
+        _check_pretrained(network, opt["path"], "pretrain_network_g")
+    _check_pretrained(network, opt["path"], "pretrain_network_teacher")
     inputs = network.example_inputs()
     with torch.no_grad():
         output = network(*inputs)
@@ -297,15 +299,15 @@ def _check_patch(opt: Mapping[str, Any], network: CSSRNet, smallest: int) -> Non
         )
 
 
-def _check_pretrained(network: nn.Module, path_options: Mapping[str, Any]) -> None:
-    """The checkpoint to start from fits the network, by the rules of BasicSR's `load_network`."""
-    path, key = path_options.get("pretrain_network_g"), path_options.get("param_key_g", "params")
-    if path is None or not path_options.get("strict_load_g", True):
+def _check_pretrained(network: nn.Module, path_options: Mapping[str, Any], option: str) -> None:
+    """A checkpoint fits the network, by the rules of BasicSR's `load_network`."""
+    path, key = path_options.get(option), path_options.get("param_key_g", "params")
+    if path is None:
         return
-    content = load_mapping(path, "path:pretrain_network_g")
+    content = load_mapping(path, f"path:{option}")
     state = content if key is None else content.get(key, content.get("params"))
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise OptionError(f"{path} holds no weights under {key!r} (options path:pretrain_network_g, path:param_key_g)")
+        raise OptionError(f"{path} holds no weights under {key!r} (options path:{option}, path:param_key_g)")
     shapes = {name.removeprefix("module."): tensor.shape for name, tensor in state.items()}
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
     own = {name: shape for name, shape in own.items() if name in shapes or not name.startswith("student_norms.")}
@@ -313,8 +315,7 @@ def _check_pretrained(network: nn.Module, path_options: Mapping[str, Any]) -> No
     if different is not None:
         expected, found = (tuple(s[different]) if different in s else "nothing" for s in (own, shapes))
         raise OptionError(
-            f"{path} does not fit network_g: {different} is {found}, expected {expected} "
-            "(option path:pretrain_network_g)"
+            f"{path} does not fit network_g: {different} is {found}, expected {expected} (option path:{option})"
         )
 
 
@@ -330,6 +331,11 @@ def _check_negatives(opt: Mapping[str, Any]) -> None:
             f"got {batch}: lower it or set "
             "train:negatives:source pool (option train:negatives:num)"
         )
+    if negatives.kind == "history":
+        if not train.get("ema_decay"):
+            raise OptionError("history needs a moving average (options train:negatives:kind, train:ema_decay)")
+        if csd_model(opt) in (CSDVideoModel, CSDVideoRecurrentModel):
+            raise OptionError("history is for images, not for clips (option train:negatives:kind)")
     if negatives.source == "pool" and negatives.num > negatives.pool_size:
         raise OptionError(
             f"{negatives.num} negatives but a pool of {negatives.pool_size}: raise train:negatives:pool_size "
@@ -382,7 +388,7 @@ def _check_step(opt: Mapping[str, Any]) -> None:
     batch = opt["datasets"]["train"]["batch_size_per_gpu"]
     if batch % train.accumulate:
         raise OptionError(f"a batch of {batch} does not divide by {train.accumulate} (option train:accumulate)")
-    for key in ("pixel_opt", "teacher_opt"):
+    for key in ("pixel_opt", "teacher_opt", "distill_opt"):
         if train.accumulate > 1 and (getattr(train, key) or {}).get("reduction") == "sum":
             raise OptionError(
                 f"a batch in parts needs reduction mean (options train:accumulate, train:{key}:reduction)"

@@ -4,6 +4,7 @@ Blocks that BasicSR or torch own (losses, optimizer, scheduler, metrics) stay ma
 the signature of what they build.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -28,12 +29,15 @@ class NegativesOptions(_Options):
 
     Attributes:
         source: `batch` takes other images of the batch; `pool` takes patches of earlier batches, and of this one
-            until there are K.
+            until there are K; `own` takes the anchor's own image, one negative that counts for K.
+        kind: what an LR patch becomes: `bicubic` enlarges it (the paper), `blurred` and `noisy` degrade it first,
+            `history` is the moving average of the student applied to it.
         num: K, the negatives of each anchor. 0 leaves the contrast without a denominator.
         pool_size: patches that the pool keeps (source pool).
     """
 
-    source: Literal["batch", "pool"] = "batch"
+    source: Literal["batch", "pool", "own"] = "batch"
+    kind: Literal["bicubic", "blurred", "noisy", "history"] = "bicubic"
     num: int = Field(10, ge=0)
     pool_size: int = Field(64, ge=1)
 
@@ -45,9 +49,12 @@ class TrainOptions(_Options):
         pixel_opt: L1 of the student to GT.
         teacher_opt: the same for the teacher; its loss_weight is lambda_T.
         teacher_stop_iter: the teacher's own loss ends after this iteration; None keeps it.
+        distill_opt: L1 of the student to the teacher's output (knowledge distillation); None leaves it out.
         contrastive_opt: `ContrastiveLoss`; without it this is joint training (J-T1).
         positive: what the student is pulled to.
         negatives: what it is pushed from.
+        contrast_stop_iter: the contrast ends after this iteration; None keeps it.
+        contrast_decay: how its weight falls to 0 until then, or until the end of the run.
         contrast_every: the contrast is computed in every n-th iteration, n times as strong.
         contrast_crop: side in HR pixels of a random crop that the contrast compares; None takes the whole patch.
         amp: mixed precision of the networks and the VGG.
@@ -63,9 +70,12 @@ class TrainOptions(_Options):
     pixel_opt: Block
     teacher_opt: Block | None = None
     teacher_stop_iter: int | None = Field(None, ge=0)
+    distill_opt: Block | None = None
     contrastive_opt: Block | None = None
     positive: Literal["teacher", "gt"] = "teacher"
     negatives: NegativesOptions = Field(default_factory=lambda: NegativesOptions.model_validate({}))
+    contrast_stop_iter: int | None = Field(None, ge=0)
+    contrast_decay: Annotated[Literal["off", "linear", "cosine"], BeforeValidator(_off)] = "off"
     contrast_every: int = Field(1, ge=1)
     contrast_crop: int | None = Field(None, ge=1)
     amp: Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(_off)] = "off"
@@ -75,6 +85,15 @@ class TrainOptions(_Options):
     compile: bool = False
     ema_decay: float = Field(0, ge=0, lt=1)
     warmup_iter: int = -1
+
+    def contrast_weight(self, current_iter: int) -> float:
+        """What the contrast is multiplied with in an iteration, counted from 1; 0 leaves it out."""
+        end = self.total_iter if self.contrast_stop_iter is None else self.contrast_stop_iter
+        if current_iter > end or current_iter % self.contrast_every:
+            return 0.0
+        done = (current_iter - 1) / end
+        decay = {"off": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.contrast_decay]
+        return self.contrast_every * decay
 
 
 class ValOptions(_Options):
@@ -137,9 +156,15 @@ class RecurrentValOptions(ValOptions):
 
 
 class PathOptions(_Options):
-    """The block `path`."""
+    """The block `path`.
+
+    Attributes:
+        pretrain_network_teacher: weights of a teacher that stays as it is, beside the one that shares the student's
+            weights; students are then pulled to this one.
+    """
 
     pretrain_network_g: str | None = None
+    pretrain_network_teacher: str | None = None
     param_key_g: str | None = "params"
     strict_load_g: bool = True
     resume_state: str | None = None

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,19 @@ from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import cpu_state, save_atomically
 from csd_plugin.config.schema import TrainOptions, ValOptions, parse
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss, join_distances
+from csd_plugin.models.batch import Batch, Results
 from csd_plugin.models.inference import run_padded, self_ensemble
 from csd_plugin.models.negatives import Negatives, NegativeSampler, generator_for
+from csd_plugin.models.renamed import Renamed
 
 
 class CSDModel(SRModel):
     """BasicSR's SRModel for a CSSRNet, with the losses of CSD.
 
-    The total loss is `L1(S, GT) + lambda_T * L1(T, GT) + lambda_C * L_CL` (Wang et al., IJCAI 2021, eq. 6), each part
-    logged under its own name. Validation reports the student under the name of the data set and the teacher under
-    `<name>_teacher`; each save writes the shared network and beside it the stock student.
+    The total loss is `L1(S, GT) + lambda_T * L1(T, GT) + lambda_C * L_CL` (Wang et al., IJCAI 2021, eq. 6), by option
+    with `L1(S, T)`, each part logged under its own name. T is the teacher that shares its weights with S, or one of its
+    own that does not change (`path:pretrain_network_teacher`). Validation reports the student under the name of the
+    data set and the teacher under `<name>_teacher`; each save writes the shared network and the stock student.
 
     Args:
         opt: options as BasicSR parses them; see `csd_plugin.config.schema` for the keys.
@@ -45,6 +48,7 @@ class CSDModel(SRModel):
     val_schema: type[ValOptions] = ValOptions
     train_options: TrainOptions
     cri_teacher: nn.Module | None
+    cri_distill: nn.Module | None
     cri_contrast: ContrastiveLoss | None
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -72,6 +76,7 @@ class CSDModel(SRModel):
             self.net_g_ema.permute_channels(order)  # which has just been loaded in the stock order
         options = self.train_options
         self.cri_teacher = build_loss(options.teacher_opt).to(self.device) if options.teacher_opt else None
+        self.cri_distill = build_loss(options.distill_opt).to(self.device) if options.distill_opt else None
         self.cri_contrast = build_loss(options.contrastive_opt).to(self.device) if options.contrastive_opt else None
         if self.cri_contrast is not None:
             self.cri_contrast.to(memory_format=self.memory_format)
@@ -81,7 +86,9 @@ class CSDModel(SRModel):
                 self.cri_contrast.use_compiler()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "fp16")
         self.shared_seed = _of_first_rank(self.opt["manual_seed"], self.device)
-        self.negative_sampler = NegativeSampler(options.negatives, self.opt["scale"], self.shared_seed)
+        history = self._history if options.negatives.kind == "history" else None
+        self.negative_sampler = NegativeSampler(options.negatives, self.opt["scale"], self.shared_seed, history)
+        self.frozen_teacher = self._load_frozen_teacher()
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -125,7 +132,7 @@ class CSDModel(SRModel):
             current_iter: iteration, from 1.
         """
         options = self.train_options
-        contrasts = self.cri_contrast is not None and current_iter % options.contrast_every == 0
+        contrasts = self.cri_contrast is not None and options.contrast_weight(current_iter) > 0
         negatives = self._draw_negatives(current_iter) if contrasts else None
         contrasts = contrasts and (negatives is not None or options.negatives.num == 0)
         if self.cri_contrast is not None and negatives is not None and options.accumulate > 1:
@@ -139,10 +146,10 @@ class CSDModel(SRModel):
         outputs: list[Tensor] = []
         for number, part in enumerate(parts):
             with self._gathering_gradients(last=number == len(parts) - 1):
-                by_width = self._forward_all(part, current_iter, contrasts)
-                losses = self._losses(by_width, part, contrasts, joined, current_iter)
+                results = self._forward_all(part, current_iter, contrasts)
+                losses = self._losses(results, part, contrasts, joined, current_iter)
                 self.scaler.scale(torch.stack(list(losses.values())).sum() / len(parts)).backward()
-            outputs.append(by_width[self._bare_net().widths[0]].detach())
+            outputs.append(results.students[self._bare_net().widths[0]].detach())
             for name, value in losses.items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(parts)
         if options.clip_grad_norm is not None:
@@ -233,7 +240,7 @@ class CSDModel(SRModel):
         for width, label in roles.items():
             shown = name if label == "student" else f"{name}_{label}"
             with self._evaluating(width, label):
-                validate(_Renamed(dataloader, shown), current_iter, tb_logger, save_img)
+                validate(Renamed(dataloader, shown), current_iter, tb_logger, save_img)
             if self.is_train and width != TEACHER:
                 self._keep_best(width, label, name, shown, current_iter)
 
@@ -325,42 +332,55 @@ class CSDModel(SRModel):
         holds_back = isinstance(self.net_g, DistributedDataParallel) and not last
         return self.net_g.no_sync() if holds_back else nullcontext()
 
-    def _forward_all(self, part: "Batch", current_iter: int, contrasts: bool) -> dict[float, Tensor]:
-        """Outputs of the students and of the teacher where something needs it, from one forward (as DDP demands)."""
+    def _forward_all(self, part: Batch, current_iter: int, contrasts: bool) -> Results:
+        """What the students and, where something needs it, the teacher give, from one forward (as DDP demands)."""
         widths = list(self.students)
         trains = moves = self._teacher_trains(current_iter)
         is_positive = contrasts and self.train_options.positive == "teacher"
+        guides = is_positive or self.cri_distill is not None
+        frozen = self.frozen_teacher if guides else None
         if self.cri_contrast is not None and is_positive:
             moves = trains or not self.cri_contrast.detach_positive
-        if trains or is_positive:
+        if trains or (guides and frozen is None):
             widths.insert(0, TEACHER)
+        inputs = self.network_inputs(part.lq)
         with self.autocast():
-            outputs = self.net_g(*self.network_inputs(part.lq), width=widths, detach=() if moves else (TEACHER,))
-        return {width: output.float() for width, output in outputs.items()}
+            outputs = self.net_g(*inputs, width=widths, detach=() if moves else (TEACHER,))
+            with torch.no_grad():
+                of_frozen = None if frozen is None else frozen(*inputs).float()
+        outputs = {width: output.float() for width, output in outputs.items()}
+        teacher = outputs.pop(TEACHER, None)
+        return Results(outputs, teacher, teacher if of_frozen is None else of_frozen)
 
     def _losses(
         self,
-        outputs: Mapping[float, Tensor],
-        part: "Batch",
+        results: Results,
+        part: Batch,
         contrasts: bool,
         joined: Mapping[float, Tensor] | None,
         current_iter: int,
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = OrderedDict()
         for width, label in self.students.items():
-            losses[f"l_pix_{label}"] = self.cri_pix(outputs[width], part.gt)
+            losses[f"l_pix_{label}"] = self.cri_pix(results.students[width], part.gt)
         if self.cri_teacher is not None and self._teacher_trains(current_iter):
-            losses["l_pix_teacher"] = self.cri_teacher(outputs[TEACHER], part.gt)
+            losses["l_pix_teacher"] = self.cri_teacher(results.teacher, part.gt)
+        if self.cri_distill is not None:
+            assert results.guide is not None
+            for width, label in self.students.items():
+                losses[f"l_distill_{label}"] = self.cri_distill(results.students[width], results.guide.detach())
         if self.cri_contrast is not None and contrasts:
-            for width, distances in self._distances(outputs, part, current_iter).items():
+            weight = self.train_options.contrast_weight(current_iter)
+            for width, distances in self._distances(results, part, current_iter).items():
                 loss = self.cri_contrast.loss(distances, None if joined is None else joined[width])
-                losses[self.students[width].replace("student", "l_contrast")] = loss * self.train_options.contrast_every
+                losses[self.students[width].replace("student", "l_contrast")] = loss * weight
         return losses
 
-    def _distances(self, outputs: Mapping[float, Tensor], part: "Batch", current_iter: int) -> dict[float, Tensor]:
+    def _distances(self, results: Results, part: Batch, current_iter: int) -> dict[float, Tensor]:
         """What the contrast of each student is made of; the targets' features are computed once for all students."""
         assert self.cri_contrast is not None
-        positive = outputs[TEACHER] if self.train_options.positive == "teacher" else part.gt
+        positive = results.guide if self.train_options.positive == "teacher" else part.gt
+        assert positive is not None
         negatives = part.negatives
         pushed_from = None if negatives is None else negatives.features or _rgb(negatives.images)
         pair_weights = None if negatives is None else negatives.pair_weights
@@ -368,13 +388,13 @@ class CSDModel(SRModel):
             targets = self.cri_contrast.targets(_rgb(self._contrast_images(positive, current_iter)), pushed_from)
             return {
                 width: self.cri_contrast.distances(
-                    _rgb(self._contrast_images(outputs[width], current_iter)), targets, pair_weights
+                    _rgb(self._contrast_images(results.students[width], current_iter)), targets, pair_weights
                 )
                 for width in self.students
             }
 
     @torch.no_grad()
-    def _joined_distances(self, parts: Sequence["Batch"], current_iter: int) -> dict[float, Tensor]:
+    def _joined_distances(self, parts: Sequence[Batch], current_iter: int) -> dict[float, Tensor]:
         """Mean of the distances over the parts, which decides how much each counts; costs a forward pass more."""
         with torch.random.fork_rng(devices=self._devices()):  # stochastic depth then drops the same blocks again
             each = [
@@ -385,6 +405,22 @@ class CSDModel(SRModel):
 
     def _devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
+
+    def _load_frozen_teacher(self) -> nn.Module | None:
+        """The teacher of `path:pretrain_network_teacher`: the stock backbone at full width, which nothing trains."""
+        path = self.opt["path"].get("pretrain_network_teacher")
+        if path is None:
+            return None
+        teacher = self._bare_net().export(TEACHER)
+        self.load_network(teacher, path, True, self.opt["path"].get("param_key_g", "params"))
+        if self.train_options.compile:
+            teacher.compile()
+        return teacher.to(memory_format=self.memory_format).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+    def _history(self, lq: Tensor) -> Tensor:
+        """LR patches super-resolved by the moving average of the default student."""
+        with self.autocast():
+            return self.net_g_ema(*self.network_inputs(lq), width=self.net_g_ema.widths[0]).float()
 
     def _teacher_trains(self, current_iter: int) -> bool:
         stop = self.train_options.teacher_stop_iter
@@ -433,42 +469,6 @@ class CSDModel(SRModel):
             get_root_logger().info(f"Stock {label} (width {width:g}) is network_g: {block}")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A batch, or a part of one.
-
-    Attributes:
-        lq: what the network takes.
-        gt: what it should give.
-        negatives: what the contrast pushes it from.
-    """
-
-    lq: Tensor
-    gt: Tensor
-    negatives: Negatives | None
-
-    def parts(self, count: int) -> list["Batch"]:
-        """The batch in `count` parts of the same size; the negatives are shared.
-
-        Raises:
-            ValueError: the batch does not divide by `count`.
-        """
-        if count == 1:
-            return [self]
-        if len(self.lq) % count:
-            raise ValueError(f"expected a batch that divides by accumulate {count}, got {len(self.lq)}")
-        size = len(self.lq) // count
-        per_item = 1 if self.negatives is None else len(self.negatives.pair_weights) // len(self.lq)
-        return [
-            Batch(
-                self.lq[i : i + size],
-                self.gt[i : i + size],
-                self.negatives and self.negatives.rows(i * per_item, (i + size) * per_item),
-            )
-            for i in range(0, len(self.lq), size)
-        ]
-
-
 def _of_first_rank(number: int, device: torch.device) -> int:
     """A number that is the same on all ranks; without `manual_seed` BasicSR draws a seed on each."""
     if not dist.is_initialized():
@@ -481,35 +481,6 @@ def _of_first_rank(number: int, device: torch.device) -> int:
 def _rgb(images: Tensor) -> Tensor:
     """Grey images (B, 1, H, W) as RGB ones for the VGG."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-
-
-class _Renamed:
-    """A data loader whose data set goes by another name."""
-
-    def __init__(self, dataloader: Any, name: str) -> None:
-        self._dataloader = dataloader
-        self.dataset = _RenamedDataset(dataloader.dataset, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._dataloader)
-
-    def __len__(self) -> int:
-        return len(self._dataloader)
-
-
-class _RenamedDataset:
-    def __init__(self, dataset: Any, name: str) -> None:
-        self._dataset = dataset
-        self.opt = {**dataset.opt, "name": name}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._dataset[index]
-
-    def __len__(self) -> int:
-        return len(self._dataset)
 
 
 def _plain_numbers(value: Any) -> Any:

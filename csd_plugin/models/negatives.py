@@ -1,14 +1,17 @@
 """The negatives of the contrast: bicubically enlarged LR patches of other images (the paper, section 3.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur
 
 from csd_plugin.config.schema import NegativesOptions
+
+_BLUR_SIGMA, _NOISE_SIGMA = 1.5, 10 / 255  # LR pixels; of values in 0..1
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ class NegativeSampler:
         options: number and source of the negatives.
         scale: upsampling factor.
         seed: the run's seed.
+        history: super-resolves LR patches as the student did earlier (kind history).
     """
 
-    def __init__(self, options: NegativesOptions, scale: int, seed: int) -> None:
+    def __init__(
+        self, options: NegativesOptions, scale: int, seed: int, history: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.options = options
         self.scale = scale
         self.seed = seed
+        self.history = history
         self.pool: Tensor | None = None
 
     @torch.no_grad()
@@ -70,6 +77,9 @@ class NegativeSampler:
         Returns:
             Enlarged patches (N, C, scale * h, scale * w) and weights (B, N), or None when there is no other image.
         """
+        if self.options.num > 0 and self.options.source == "own":
+            own_only = torch.eye(len(lq), device=lq.device) * self.options.num
+            return Negatives(self._degraded(lq, generator_for(self.seed, current_iter)), own_only)
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         batch = _join_ranks(lq.unflatten(0, (-1, per_clip))).flatten(0, 1)
         earlier = None if self.pool is None else self.pool.to(lq)
@@ -86,11 +96,19 @@ class NegativeSampler:
         clip = torch.arange(len(candidates)) // per_clip
         clip[own:] = -1  # the pool's are nobody's own
         weights = _k_others(torch.arange(len(batch)) // per_clip, clip[chosen], self.options.num, generator)
-        enlarged = F.interpolate(
-            candidates[chosen.to(lq.device)], scale_factor=self.scale, mode="bicubic", antialias=True
-        )
+        images = self._degraded(candidates[chosen.to(lq.device)], generator)
         own_rank = weights.unflatten(0, (-1, per_clip))[rank::world_size].flatten(0, 1)
-        return Negatives(enlarged.clamp_(0, 1), own_rank.to(lq))
+        return Negatives(images, own_rank.to(lq))
+
+    def _degraded(self, lq: Tensor, generator: torch.Generator) -> Tensor:
+        """LR patches (N, C, h, w) as negatives (N, C, scale * h, scale * w) of the kind asked for."""
+        if self.history is not None:
+            return self.history(lq).clamp(0, 1)
+        if self.options.kind == "blurred":
+            lq = gaussian_blur(lq, [7, 7], [_BLUR_SIGMA, _BLUR_SIGMA])
+        elif self.options.kind == "noisy":
+            lq = lq + _NOISE_SIGMA * torch.randn(lq.shape, generator=generator).to(lq)
+        return F.interpolate(lq, scale_factor=self.scale, mode="bicubic", antialias=True).clamp_(0, 1)
 
 
 def _k_others(anchors: Tensor, candidates: Tensor, num: int, generator: torch.Generator) -> Tensor:
