@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.timing import RESULTS
+from benchmarks.report import RESULTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 SECTIONS = ("step", "negatives", "growth", "ranks", "student", "data")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from csd_plugin import CSSRNet
-from csd_plugin.slicing.widths import architecture
+from csd_plugin.slicing.widths import build_backbone
 
 _ENDS = {"num_in_ch": 3, "num_out_ch": 3}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -48,9 +48,8 @@ def _cost(build: Callable[[], object]) -> tuple[float, float]:
 def _measure(name: str, kind: str) -> tuple[float, float]:
     backbone = NETWORKS[name]
     CSSRNet({"type": "EDSR", **_ENDS, "num_feat": 8, "num_block": 1}, WIDTH)  # imports what torch imports on first use
-    arguments = {key: value for key, value in backbone.items() if key != "type"}
     if kind == "stock":
-        return _cost(lambda: architecture(backbone["type"])(**arguments))
+        return _cost(lambda: build_backbone(backbone))
     return _cost(lambda: CSSRNet(backbone, WIDTH))
 
 

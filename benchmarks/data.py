@@ -19,8 +19,9 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.utils import get_root_logger
 
-from benchmarks.timing import measure, report, table
+from benchmarks.report import report, table
 from csd_plugin.cli import main as basicsr
+from csd_plugin.evaluation.timing import measure
 
 _IMAGES, _READS = 12, 96
 _BATCH, _STEPS = 16, 24

@@ -6,10 +6,11 @@ Time and memory are given over those of the smallest setting, beside the multipl
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.step import EDSR, Setting, our_step, peak_memory
-from benchmarks.timing import RESULTS, measure, report, table
+from benchmarks.report import RESULTS, report, table
+from benchmarks.step import EDSR, Setting, our_step
 from csd_plugin import CSSRNet
 from csd_plugin.evaluation.complexity import count_macs
+from csd_plugin.evaluation.timing import measure, peak_memory
 from csd_plugin.losses.contrastive_loss import LAYER_WEIGHTS
 from csd_plugin.losses.vgg import VGGFeatures
 

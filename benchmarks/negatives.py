@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.report import report, table
 from benchmarks.step import peak_memory
-from benchmarks.timing import measure, report, table
+from csd_plugin.evaluation.timing import measure
 from csd_plugin.losses.distances import l1_distances
 
 SIZES = {

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
-from benchmarks.step import EDSR, Setting, our_step, peak_memory
-from benchmarks.timing import measure, report, table
+from benchmarks.report import report, table
+from benchmarks.step import EDSR, Setting, our_step
+from csd_plugin.evaluation.timing import measure, peak_memory
 
 
 def _rank(rank: int, ranks: int, setting: Setting, store: str, results: Any) -> None:

@@ -7,17 +7,17 @@ first write it: float32, NCHW, differences of all pairs in one tensor, three cal
 features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import measure, report, table
+from benchmarks.report import report, table
 from csd_plugin import CSSRNet
+from csd_plugin.evaluation.timing import measure, peak_memory
 from csd_plugin.losses.contrastive_loss import LAYER_WEIGHTS
 from csd_plugin.losses.vgg import VGGFeatures
 from csd_plugin.models.csd_model import CSDModel
@@ -170,32 +170,6 @@ def floor_passes(setting: Setting) -> dict[str, Callable[[], None]]:
         parameter.grad = torch.zeros_like(parameter)
     passes["optimizer"] = lambda: csd.optimizer_g.step()
     return passes
-
-
-def peak_memory(run: Callable[[], None]) -> float:
-    """MiB that a call takes at its peak beyond what was there, warm: on a GPU from its allocator, else resident."""
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()
-    live = peak = 0
-    for event in sorted(_allocations(trace), key=lambda item: item[0]):
-        live += event[1]
-        peak = max(peak, live)
-    return peak / 2**20
-
-
-def _allocations(trace: profile) -> Iterator[tuple[int, int]]:
-    """Time and bytes, negative when freed, of each allocation."""
-    for event in trace.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            yield event.start_ns(), event.nbytes()
 
 
 def compare(setting: Setting, rounds: int = 7) -> dict[str, Any]:

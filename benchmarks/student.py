@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import measure, report, table
+from benchmarks.report import report, table
 from csd_plugin import CSSRNet
 from csd_plugin.evaluation.complexity import count_macs
-from csd_plugin.slicing.widths import architecture
+from csd_plugin.evaluation.timing import measure
+from csd_plugin.slicing.widths import build_backbone
 
 _ENDS = {"num_in_ch": 3, "num_out_ch": 3, "upscale": 4}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -100,8 +101,7 @@ def main() -> None:
 
 def _export_over_stock(net: CSSRNet, x: Tensor) -> float:
     """Time of the exported student over that of a stock network built from its options."""
-    options = net.stock_options(WIDTHS[0])
-    stock = architecture(options["type"])(**{k: v for k, v in options.items() if k != "type"}).to(x.device).eval()
+    stock = build_backbone(net.stock_options(WIDTHS[0])).to(x.device).eval()
     runs = {"export": _on_device(net.export(WIDTHS[0]), x, False), "stock": _on_device(stock, x, False)}
     times = measure(runs, rounds=15, warmup=2)
     return times["export"].median / times["stock"].median

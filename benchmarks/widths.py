@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.report import table
 from benchmarks.step import EDSR
-from benchmarks.timing import measure, table
 from csd_plugin import CSSRNet
 from csd_plugin.evaluation.complexity import count_macs
+from csd_plugin.evaluation.timing import measure
 
 STUDENTS = (0.25, 0.5, 0.75)
 _BATCH, _SIDE, _ROUNDS = 4, 24, 9

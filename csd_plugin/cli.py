@@ -16,7 +16,7 @@ from csd_plugin.config import wrap
 from csd_plugin.config.load import arguments
 from csd_plugin.data import prepare
 from csd_plugin.errors import OptionError
-from csd_plugin.evaluation import summary
+from csd_plugin.evaluation import profile, summary
 
 _PLUGIN_GROUP = "basicsr.plugins"
 
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=f"{text} as an option file says", parents=[arguments()])
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
+    profile.add_arguments(commands.add_parser("profile", help="what teacher and students cost"))
     wrap.add_arguments(commands.add_parser("wrap", help="turn a stock training file into one for a student"))
     return parser
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare.run(args)
         else:
             load_plugins()
-            {"summary": summary.run, "wrap": wrap.run}[args.command](args)
+            {"profile": profile.run, "summary": summary.run, "wrap": wrap.run}[args.command](args)
     except OptionError as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"basicsr {args.command}: error: {error}\n")

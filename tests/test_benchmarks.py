@@ -7,8 +7,9 @@ import torch
 
 from benchmarks.growth import work
 from benchmarks.negatives import broadcast, in_one_pass
-from benchmarks.step import EDSR, Setting, floor_passes, our_step, peak_memory, reference_step
-from benchmarks.timing import Measurement, measure, table
+from benchmarks.report import table
+from benchmarks.step import EDSR, Setting, floor_passes, our_step, reference_step
+from csd_plugin.evaluation.timing import Measurement, measure, peak_memory
 
 TINY = Setting({**EDSR, "num_feat": 8, "num_block": 1}, hr=32, batch=2, negatives=2, widths=(0.5,))
 

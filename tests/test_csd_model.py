@@ -6,7 +6,7 @@ from basicsr.models import build_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from csd_plugin import CSDModel, OptionError
-from csd_plugin.archs.cssr_arch import _build
+from csd_plugin.slicing.widths import build_backbone
 from tests.conftest import EDSR, base_options, load, train
 
 STUDENT = {**EDSR, "num_feat": 4}
@@ -139,7 +139,7 @@ def test_a_run_leaves_what_a_basicsr_user_expects(pairs, tmp_path):
     shared, student = load(folder / "models/net_g_4.pth"), load(folder / "models/net_g_student_4.pth")
     assert set(shared) == set(student) == {"params", "params_ema"}
     for key in shared:
-        stock, narrow = _build(EDSR), _build(STUDENT)
+        stock, narrow = build_backbone(EDSR), build_backbone(STUDENT)
         stock.load_state_dict(shared[key], strict=True)
         narrow.load_state_dict(student[key], strict=True)
         assert torch.equal(stock.conv_first.weight[:4], narrow.conv_first.weight)
@@ -168,7 +168,7 @@ def test_several_students_are_each_validated_saved_and_exported(pairs, tmp_path)
     shared = load(folder / "models/net_g_latest.pth")["params"]
     for width, channels in ((0.25, 2), (0.5, 4)):
         student = load(folder / f"models/net_g_student_{width}_latest.pth")["params"]
-        _build({**EDSR, "num_feat": channels}).load_state_dict(student, strict=True)
+        build_backbone({**EDSR, "num_feat": channels}).load_state_dict(student, strict=True)
         assert torch.equal(student["conv_first.weight"], shared["conv_first.weight"][:channels])
         assert (folder / f"models/net_g_student_{width}_best.pth").is_file()
         assert (folder / f"visualization/student_{width}/im0/im0_2.png").is_file()
@@ -265,7 +265,7 @@ ALONE = {"train:teacher_opt": None, "train:contrastive_opt": None, "train:ema_de
 
 def teacher_file(path="teacher.pth", seed=5):
     torch.manual_seed(seed)
-    teacher = _build(EDSR)
+    teacher = build_backbone(EDSR)
     torch.save({"params": teacher.state_dict()}, path)
     return teacher
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from csd_plugin import CSSRNet
-from csd_plugin.archs.cssr_arch import _build
 from csd_plugin.evaluation.complexity import count_macs, count_parameters
+from csd_plugin.slicing.widths import build_backbone
 from tests.backbones import IMAGE_BACKBONES, SCALABLE, VIDEO_BACKBONES, tiny
 
 EVERY = pytest.mark.parametrize("name", [*IMAGE_BACKBONES, *VIDEO_BACKBONES])
@@ -42,14 +42,14 @@ def test_slice_equals_export_in_video_networks(name, width):
 @pytest.mark.parametrize("width", [0.25, 0.5, 0.75])
 def test_every_student_is_its_export_in_the_teacher(name, scale, width):
     torch.manual_seed(3)
-    stock = _build(tiny(name, scale)).eval()
+    stock = build_backbone(tiny(name, scale)).eval()
     torch.manual_seed(3)
     net = CSSRNet(tiny(name, scale), width).eval()
     exported = net.export(width)
     x = torch.rand(2, 3, 8, 12)
     torch.testing.assert_close(net(x, width=1.0), stock(x), atol=1e-6, rtol=0)
     torch.testing.assert_close(net(x, width=width), exported(x), atol=1e-6, rtol=0)
-    narrow = _build(net.stock_options(width)).eval()
+    narrow = build_backbone(net.stock_options(width)).eval()
     narrow.load_state_dict(exported.state_dict(), strict=True)
     torch.testing.assert_close(narrow(x), exported(x))
     check_gradients(net, exported, x)
@@ -60,7 +60,7 @@ def test_every_student_is_its_export_in_the_teacher(name, scale, width):
 def test_every_backbone_in_both_modes(name, training):
     options = tiny(name) | ({"drop_path_rate": 0.0} if name == "SwinIR" else {})
     torch.manual_seed(3)
-    stock = _build(options).train(training)
+    stock = build_backbone(options).train(training)
     torch.manual_seed(3)
     net = CSSRNet(options, _width(name)).train(training)
     x = some_input(net)
@@ -73,7 +73,7 @@ def test_every_backbone_in_both_modes(name, training):
 @EVERY
 def test_construction_consumes_the_random_numbers_of_the_stock_backbone(name):
     torch.manual_seed(5)
-    _build(tiny(name))
+    build_backbone(tiny(name))
     after_stock = torch.rand(4)
     torch.manual_seed(5)
     CSSRNet(tiny(name), _width(name))
@@ -82,7 +82,7 @@ def test_construction_consumes_the_random_numbers_of_the_stock_backbone(name):
 
 @EVERY
 def test_state_dict_is_the_stock_one(name):
-    net, stock = CSSRNet(tiny(name), _width(name)), _build(tiny(name))
+    net, stock = CSSRNet(tiny(name), _width(name)), build_backbone(tiny(name))
     assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in stock.state_dict().items()}
     assert [n for n, _ in net.named_parameters()] == [n for n, _ in stock.named_parameters()]
     net.load_state_dict(stock.state_dict(), strict=True)
@@ -174,7 +174,7 @@ def test_published_parameter_and_mac_counts():
     net = CSSRNet(edsr, [0.25, 0.5])
     counts = [count_parameters(net.export(width)) for width in (1.0, 0.5, 0.25)]
     assert counts == [43_089_923, 10_780_675, 2_699_267]
-    small = _build({**edsr, "num_feat": 64, "num_block": 16})
+    small = build_backbone({**edsr, "num_feat": 64, "num_block": 16})
     assert count_macs(small, (3, 180, 320)) == 114_230_476_800
 
 

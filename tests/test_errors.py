@@ -152,9 +152,9 @@ def test_a_missing_block_is_named(pairs, capsys):
 
 
 def test_a_checkpoint_of_another_network_is_refused(pairs, tmp_path, capsys):
-    from csd_plugin.archs.cssr_arch import _build
+    from csd_plugin.slicing.widths import build_backbone
 
-    torch.save({"params": _build({**EDSR, "num_feat": 4}).state_dict()}, tmp_path / "narrow.pth")
+    torch.save({"params": build_backbone({**EDSR, "num_feat": 4}).state_dict()}, tmp_path / "narrow.pth")
     assert train(base_options(**{"path:pretrain_network_g": "narrow.pth"})) == 2
     error = capsys.readouterr().err
     assert "narrow.pth does not fit network_g: body.0.conv1.bias is (4,), expected (8,)" in error

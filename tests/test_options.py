@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from csd_plugin import OptionError
-from csd_plugin.archs.cssr_arch import _build
 from csd_plugin.cli import main
 from csd_plugin.config.load import read_options
+from csd_plugin.slicing.widths import build_backbone
 from tests.conftest import ROOT, base_options, forget_logging, load, write_clips, write_options, write_pairs
 
 FILES = sorted(p for p in (ROOT / "options").rglob("*.yml"))
@@ -47,7 +47,7 @@ def shrunk(options):
     if "train" in options:
         options["path"]["pretrain_network_g"] = None
         if options["path"].get("pretrain_network_teacher"):
-            torch.save({"params": _build(backbone).state_dict()}, "teacher.pth")
+            torch.save({"params": build_backbone(backbone).state_dict()}, "teacher.pth")
             options["path"]["pretrain_network_teacher"] = "teacher.pth"
         options["train"]["total_iter"] = 2
         options["logger"]["save_checkpoint_freq"] = 2

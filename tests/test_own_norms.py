@@ -6,7 +6,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from csd_plugin import CSSRNet
-from csd_plugin.archs.cssr_arch import _build
+from csd_plugin.slicing.widths import build_backbone
 from tests.conftest import base_options, load, train
 from tests.test_csd_model import batch, model
 
@@ -54,7 +54,7 @@ def test_slice_equals_export_with_statistics_of_its_own(width):
     x = torch.rand(1, 3, 8, 8)
     for w in net.widths:
         exported = net.export(w)
-        _build({**OPTIONS, "base": int(8 * w)}).load_state_dict(exported.state_dict(), strict=True)
+        build_backbone({**OPTIONS, "base": int(8 * w)}).load_state_dict(exported.state_dict(), strict=True)
         torch.testing.assert_close(net(x, width=w), exported(x), atol=1e-6, rtol=0)
         assert not torch.allclose(
             statistics(exported.norm), statistics(net.teacher.norm)[: 2 * exported.norm.num_features]
@@ -74,7 +74,7 @@ def test_one_width_leaves_the_statistics_of_the_others_alone():
 
 def test_full_width_is_the_stock_network():
     net = network().eval()
-    stock = _build(OPTIONS).eval()
+    stock = build_backbone(OPTIONS).eval()
     stock.load_state_dict(
         {k: v for k, v in net.state_dict().items() if not k.startswith("student_norms.")}, strict=True
     )
@@ -83,7 +83,7 @@ def test_full_width_is_the_stock_network():
 
 
 def test_a_stock_checkpoint_initialises_the_students_norms():
-    stock = _build(OPTIONS).train()
+    stock = build_backbone(OPTIONS).train()
     with torch.no_grad():
         stock.norm.weight.uniform_(0.5, 2)
     stock(torch.rand(4, 3, 8, 8))
@@ -110,14 +110,14 @@ def test_the_students_affine_parameters_are_trained_and_averaged():
 
 def test_training_saves_resumes_and_exports(pairs, tmp_path):
     options = base_options(**{"network_g:backbone": dict(OPTIONS), "network_g:width_args": ["base"]})
-    torch.save({"params": _build(OPTIONS).state_dict()}, tmp_path / "stock.pth")
+    torch.save({"params": build_backbone(OPTIONS).state_dict()}, tmp_path / "stock.pth")
     options["path"]["pretrain_network_g"] = "stock.pth"
     assert train(options) == 0
     options["train"]["total_iter"] = 6
     assert train(options, "--auto_resume") == 0
     student = load(tmp_path / "experiments/tiny/models/net_g_student_6.pth")
     for key in ("params", "params_ema"):
-        _build({**OPTIONS, "base": 4}).load_state_dict(student[key], strict=True)
+        build_backbone({**OPTIONS, "base": 4}).load_state_dict(student[key], strict=True)
 
 
 def test_ordering_the_channels_takes_the_norms_along():

@@ -6,7 +6,6 @@ import subprocess
 import pytest
 import yaml
 
-from csd_plugin.archs.cssr_arch import _build
 from csd_plugin.cli import _parser, main
 from csd_plugin.config.load import read_options
 from csd_plugin.config.schema import (
@@ -17,6 +16,7 @@ from csd_plugin.config.schema import (
 )
 from csd_plugin.evaluation.complexity import count_macs, count_parameters
 from csd_plugin.losses.contrastive_loss import ContrastiveLoss
+from csd_plugin.slicing.widths import build_backbone
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -44,7 +44,9 @@ def test_commands_are_accepted_and_their_files_exist(command):
 def test_the_table_of_sizes_is_true(arch, width):
     teacher = read_options(ROOT / f"options/csd_{arch}_x4.yml")["network_g"]["backbone"]
     row = next(line for line in README.splitlines() if line.startswith(f"| {arch.upper()} "))
-    cells = [_build(options) for options in (teacher, {**teacher, "num_feat": int(teacher["num_feat"] * width)})]
+    cells = [
+        build_backbone(options) for options in (teacher, {**teacher, "num_feat": int(teacher["num_feat"] * width)})
+    ]
     for network in cells:
         assert f"{count_parameters(network):,}" in row
         assert f"{count_macs(network, (3, 180, 320)) / 1e9:.1f} G" in row

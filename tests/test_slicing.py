@@ -4,12 +4,11 @@ import torch
 from torch import nn
 
 from csd_plugin import ChannelMapError, CSSRNet, OptionError
-from csd_plugin.archs.cssr_arch import _build
 from csd_plugin.slicing.channel_map import ChannelMap, check_same_layers, first_channels
 from csd_plugin.slicing.proof import prove
 from csd_plugin.slicing.structure import shapes_of
 from csd_plugin.slicing.trace import trace
-from csd_plugin.slicing.widths import backbone_options, example_inputs, narrow_options, scaled_channels
+from csd_plugin.slicing.widths import backbone_options, build_backbone, example_inputs, narrow_options, scaled_channels
 from tests.backbones import IMAGE_BACKBONES, PREFIX_BACKBONES, SCALABLE, tiny
 
 
@@ -24,7 +23,7 @@ def networks(options, width=0.5, width_args=None):
     """Name, teacher, student and an input."""
     options = backbone_options(options)
     narrow = narrow_options(options, width, width_args)
-    return options["type"], _build(options), _build(narrow), example_inputs(options)
+    return options["type"], build_backbone(options), build_backbone(narrow), example_inputs(options)
 
 
 def traced(name, teacher, student, inputs):

@@ -14,8 +14,9 @@ from basicsr.archs import build_network
 
 from benchmarks.quality.recipe import HERE, TEACHER_ARM, Recipe, load_recipe, recipe_names
 from benchmarks.quality.runs import RESULTS
-from benchmarks.timing import machine, measure, table
+from benchmarks.report import machine, table
 from csd_plugin.evaluation.complexity import count_parameters
+from csd_plugin.evaluation.timing import measure
 
 DOCUMENT = HERE.parent.parent / "docs" / "quality.md"
 _LATENCY_SIZE = (120, 160)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from csd_plugin.checkpoint import load_mapping
 from csd_plugin.data.bicubic import upscale
 from csd_plugin.models.inference import self_ensemble
-from csd_plugin.slicing.widths import architecture
+from csd_plugin.slicing.widths import build_backbone
 
 Rating = dict[str, dict[str, float]]
 
 
 def load_stock(network_g: dict[str, Any], file: Path) -> nn.Module:
     """A stock network in evaluation mode; the moving average if the file has one."""
-    network = architecture(network_g["type"])(**{k: v for k, v in network_g.items() if k != "type"})
+    network = build_backbone(network_g)
     state = load_mapping(file, "rating")
     network.load_state_dict(state.get("params_ema", state["params"]))
     return network.eval()

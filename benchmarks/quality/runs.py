@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.quality.rating import bicubic, load_stock, rate
 from benchmarks.quality.recipe import HERE, TEACHER_ARM, Run, Stage, stock_network
-from benchmarks.timing import machine
+from benchmarks.report import machine
 from csd_plugin import OptionError
 
 RESULTS = HERE / "results"

@@ -26,6 +26,7 @@ from csd_plugin.slicing.widths import (
     ExampleInput,
     architecture,
     backbone_options,
+    build_backbone,
     check_no_empty_layer,
     check_width,
     example_inputs,
@@ -84,7 +85,7 @@ class CSSRNet(nn.Module):
         self.channel_order = channel_order
         self._given = {*backbone, *width_arguments(teacher_options, width_args)}
         self._example_input = example_input
-        teacher = _build(teacher_options)
+        teacher = build_backbone(teacher_options)
         self._compiles = False
         self._compiled: dict[float, Callable[..., Any]] = {}
         self._declaration = channel_map or {}
@@ -162,7 +163,7 @@ class CSSRNet(nn.Module):
         if width != TEACHER:
             weights = self._student_tensors(width, weights)
         with torch.random.fork_rng(devices=[]):
-            network = _build(self.options[width])
+            network = build_backbone(self.options[width])
         network.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, assign=True)
         for exported, own in zip(network.parameters(), self.teacher.parameters(), strict=True):
             exported.requires_grad_(own.requires_grad)
@@ -264,7 +265,7 @@ class CSSRNet(nn.Module):
     ) -> tuple[nn.Module, ChannelMap, OwnNorms]:
         options = self.options[width]
         with torch.random.fork_rng(devices=[]):
-            narrow = _build(options)
+            narrow = build_backbone(options)
         check_no_empty_layer(narrow, options, width, width_args)
         norms = batch_norms(narrow)
         drop_parameters(narrow)
@@ -315,15 +316,6 @@ def _proved_map(
 def _fill_in_norms(net: CSSRNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for width, (_student, _map, norms) in net._students.items():
         norms.fill_in(state, prefix, f"{prefix}student_norms.{width_key(width)}.")
-
-
-def _build(options: Mapping[str, Any]) -> nn.Module:
-    arguments = {key: value for key, value in options.items() if key != "type"}
-    try:
-        return architecture(options["type"])(**arguments)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise OptionError(f"{options['type']} cannot be built: {reason} (option network_g:backbone)") from error
 
 
 def _checked_widths(width: float | Sequence[float]) -> tuple[float, ...]:

@@ -146,6 +146,23 @@ def backbone_options(backbone: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def build_backbone(options: Mapping[str, Any]) -> nn.Module:
+    """A stock network.
+
+    Args:
+        options: `type` and the constructor's arguments.
+
+    Raises:
+        OptionError: the constructor fails.
+    """
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    try:
+        return architecture(options["type"])(**arguments)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OptionError(f"{options['type']} cannot be built: {reason} (option network_g:backbone)") from error
+
+
 def width_arguments(backbone: Mapping[str, Any], width_args: Sequence[str] | None = None) -> tuple[str, ...]:
     """Names of the arguments that set the width of this backbone.
 

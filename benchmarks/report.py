@@ -1,67 +1,16 @@
-"""Timing things side by side in one process, and writing down what was read."""
+"""Writing down what was measured."""
 
 import json
 import os
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path("benchmarks/results")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds of the rounds of one thing.
-
-    Attributes:
-        seconds: one value a round.
-    """
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Median of the rounds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range over the median."""
-        low, _, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / self.median
-
-
-def measure(runs: Mapping[str, Callable[[], Any]], rounds: int = 7, warmup: int = 2) -> dict[str, Measurement]:
-    """Time callables in turns, so that a change of the machine's pace meets all of them.
-
-    Args:
-        runs: what to time by name.
-        rounds: how often each is timed.
-        warmup: rounds before that.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(warmup + rounds):
-        for name, run in runs.items():
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
-            if number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Measurement(tuple(values)) for name, values in seconds.items()}
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:
