@@ -26,6 +26,7 @@ setup(
         "pydantic>=2.5,<3",
         "pyyaml>=6.0",
         "ruamel.yaml>=0.18",
+        "safetensors>=0.4",
         "scikit-image>=0.22",
         "setuptools",
         "torch>=2.4",
@@ -33,7 +34,8 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["mypy", "pre-commit", "pytest", "ruff"],
+        "dev": ["matplotlib", "mypy", "onnx", "onnxruntime", "pre-commit", "pytest", "ruff"],
+        "onnx": ["onnx", "onnxruntime"],
         "bench": ["matplotlib", "onnx", "onnxruntime"],
     },
     entry_points={

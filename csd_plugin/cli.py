@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
 import basicsr.test
@@ -15,9 +15,17 @@ from csd_plugin import compat
 from csd_plugin.config import wrap
 from csd_plugin.config.load import arguments
 from csd_plugin.data import prepare
+from csd_plugin.deploy import export, upscale
 from csd_plugin.errors import OptionError
 from csd_plugin.evaluation import profile, summary
 
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "export": export.run,
+    "profile": profile.run,
+    "summary": summary.run,
+    "upscale": upscale.run,
+    "wrap": wrap.run,
+}
 _PLUGIN_GROUP = "basicsr.plugins"
 
 
@@ -44,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
     profile.add_arguments(commands.add_parser("profile", help="what teacher and students cost"))
+    export.add_arguments(commands.add_parser("export", help="write trained students as files that others run"))
+    upscale.add_arguments(commands.add_parser("upscale", help="enlarge images with an exported student"))
     wrap.add_arguments(commands.add_parser("wrap", help="turn a stock training file into one for a student"))
     return parser
 
@@ -67,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare.run(args)
         else:
             load_plugins()
-            {"profile": profile.run, "summary": summary.run, "wrap": wrap.run}[args.command](args)
+            _COMMANDS[args.command](args)
     except OptionError as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"basicsr {args.command}: error: {error}\n")

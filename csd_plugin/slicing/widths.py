@@ -5,7 +5,7 @@ Ratios stand in option files only; everything behind `narrow_options` works with
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +27,20 @@ class BackboneSpec:
             in the error when the division leaves no channel.
         frames: name of the argument for the number of frames, or the number itself, of a video network.
         side: height and width of the smallest input that runs.
-        multiple: what height and width of an input must be a multiple of.
+        multiple: what height and width of an input must be a multiple of, or a function from the complete options
+            to that.
     """
 
     width_args: tuple[str, ...]
     divisor_arg: str | None = None
     frames: str | int | None = None
     side: int = 8
-    multiple: int = 1
+    multiple: int | Callable[[Mapping[str, Any]], int] = 1
+
+
+def _unshuffle_of_rrdbnet(options: Mapping[str, Any]) -> int:
+    """BasicSR's RRDBNet folds the pixels of an x2 or x1 network into channels first."""
+    return {2: 2, 1: 4}.get(options["scale"], 1)
 
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -48,7 +54,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     "MSRResNet": BackboneSpec(("num_feat",)),
     "RCAN": BackboneSpec(("num_feat",), divisor_arg="squeeze_factor"),
     "RIDNet": BackboneSpec(("mid_channels",)),
-    "RRDBNet": BackboneSpec(("num_feat", "num_grow_ch")),
+    "RRDBNet": BackboneSpec(("num_feat", "num_grow_ch"), multiple=_unshuffle_of_rrdbnet),
     "SRVGGNetCompact": BackboneSpec(("num_feat",)),
     "SpyNet": BackboneSpec(()),
     "SwinIR": BackboneSpec(("embed_dim", "num_heads")),
@@ -256,6 +262,8 @@ def size_multiple(backbone: Mapping[str, Any]) -> int:
     """
     window = backbone.get("window_size")
     multiple = BACKBONES.get(backbone["type"], BackboneSpec(())).multiple
+    if callable(multiple):
+        multiple = multiple(backbone)
     return math.lcm(multiple, window) if isinstance(window, int) else multiple
 
 

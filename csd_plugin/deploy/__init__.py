@@ -1,0 +1,1 @@
+"""Trained students at work: files that describe themselves, export, upscaling."""
