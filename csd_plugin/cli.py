@@ -17,9 +17,10 @@ from csd_plugin.config.load import arguments
 from csd_plugin.data import prepare
 from csd_plugin.deploy import export, upscale
 from csd_plugin.errors import OptionError
-from csd_plugin.evaluation import profile, summary
+from csd_plugin.evaluation import compare, profile, summary
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "compare": compare.run,
     "export": export.run,
     "profile": profile.run,
     "summary": summary.run,
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
     profile.add_arguments(commands.add_parser("profile", help="what teacher and students cost"))
+    compare.add_arguments(commands.add_parser("compare", help="several models on the same photographs"))
     export.add_arguments(commands.add_parser("export", help="write trained students as files that others run"))
     upscale.add_arguments(commands.add_parser("upscale", help="enlarge images with an exported student"))
     wrap.add_arguments(commands.add_parser("wrap", help="turn a stock training file into one for a student"))

@@ -17,12 +17,28 @@ def most_different_patch(image: np.ndarray, reference: np.ndarray, size: int) ->
         reference: (H, W, 3) uint8.
         size: side of the patch.
     """
-    difference = np.abs(image.astype(np.float64) - reference.astype(np.float64)).mean(2)
+    return _strongest_window(np.abs(image.astype(np.float64) - reference.astype(np.float64)).mean(2), size)[:2]
+
+
+def most_disputed_patch(images: Sequence[np.ndarray], size: int) -> tuple[int, int, float]:
+    """Top left corner of the patch in which several pictures differ most from each other, and by how much.
+
+    Args:
+        images: two or more, (H, W, 3) uint8.
+        size: side of the patch.
+
+    Returns:
+        Row, column, and the standard deviation over the pictures in the mean of the patch, in 0..255.
+    """
+    return _strongest_window(np.stack(images).astype(np.float32).std(0).mean(2), size)
+
+
+def _strongest_window(difference: np.ndarray, size: int) -> tuple[int, int, float]:
     total = np.zeros((difference.shape[0] + 1, difference.shape[1] + 1))
     total[1:, 1:] = difference.cumsum(0).cumsum(1)
     windows = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
     top, left = np.unravel_index(windows.argmax(), windows.shape)
-    return int(top), int(left)
+    return int(top), int(left), float(windows[top, left]) / size**2
 
 
 def crop_sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> Image.Image:
