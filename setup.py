@@ -15,6 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["csd_plugin", "csd_plugin.*"]),
+    package_data={"csd_plugin.evaluation": ["report.html"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "basicsr>=1.4.2",
@@ -34,7 +35,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["matplotlib", "mypy", "onnx", "onnxruntime", "pre-commit", "pytest", "ruff"],
+        "dev": ["matplotlib", "mypy", "onnx", "onnxruntime", "pre-commit", "pytest", "ruff", "selenium"],
         "onnx": ["onnx", "onnxruntime"],
         "bench": ["matplotlib", "onnx", "onnxruntime"],
     },

@@ -17,12 +17,13 @@ from csd_plugin.config.load import arguments
 from csd_plugin.data import prepare
 from csd_plugin.deploy import export, upscale
 from csd_plugin.errors import OptionError
-from csd_plugin.evaluation import compare, profile, summary
+from csd_plugin.evaluation import compare, profile, report, summary
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": compare.run,
     "export": export.run,
     "profile": profile.run,
+    "report": report.run,
     "summary": summary.run,
     "upscale": upscale.run,
     "wrap": wrap.run,
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("train", "train a network"), ("test", "test a network")):
         commands.add_parser(name, help=f"{text} as an option file says", parents=[arguments()])
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
+    report.add_arguments(commands.add_parser("report", help="a run on one HTML page"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
     profile.add_arguments(commands.add_parser("profile", help="what teacher and students cost"))
     compare.add_arguments(commands.add_parser("compare", help="several models on the same photographs"))

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.quality.rating import bicubic, load_stock, rate
 from benchmarks.quality.recipe import HERE, TEACHER_ARM, Run, Stage, stock_network
 from benchmarks.report import machine
 from csd_plugin import OptionError
+from csd_plugin.evaluation.curves import read_curves
 
 RESULTS = HERE / "results"
 _LOSS_POINTS = 12
@@ -140,18 +140,12 @@ class Runner:
         curves: dict[str, list[list[float]]] = {}
         offset = 0
         for stage in stages:
-            folder = self.work / "tb_logger" / stage.options["name"]
-            if not folder.is_dir():
-                continue
-            events = EventAccumulator(str(folder))
-            events.Reload()
-            for tag in sorted(events.Tags()["scalars"]):
+            for tag, points in read_curves(self.work / "tb_logger" / stage.options["name"]).items():
                 kind, _, name = tag.partition("/")
                 if kind not in ("metrics", "losses"):
                     continue
-                points = {event.step: event.value for event in events.Scalars(tag)}
                 last = stage.options["train"]["total_iter"]
-                line = [[offset + min(step, last), value] for step, value in sorted(points.items())]
+                line = [[offset + min(step, last), value] for step, value in points]
                 every = max(1, len(line) // _LOSS_POINTS) if kind == "losses" else 1
                 kept = [[step, float(f"{value:.5g}")] for step, value in line[::-every][::-1]]
                 curves.setdefault(name if kind == "metrics" else tag, []).extend(kept)

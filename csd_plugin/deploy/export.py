@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -14,7 +13,7 @@ from torch import nn
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import load_mapping
-from csd_plugin.config.load import YAML_SUFFIXES, read_options
+from csd_plugin.config.experiment import training_run
 from csd_plugin.deploy.formats import Description, save_pth, save_safetensors, write_atomically
 from csd_plugin.deploy.onnx import save_onnx
 from csd_plugin.errors import OptionError
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         OptionError: no such run or checkpoint, a width that it does not have, a file that is there already, or a graph
             that does not do what the network does.
     """
-    options, experiment = _training_options(args.source)
+    options, experiment = training_run(args.source)
     network = CSSRNet.from_options(options["network_g"]).eval()
     folder = args.output or experiment / "export"
     targets = []
@@ -67,25 +66,6 @@ def run(args: argparse.Namespace) -> None:
     for target in targets:
         target.write()
         sys.stdout.write(f"{target.path}\n")
-
-
-def _training_options(source: Path) -> tuple[dict[str, Any], Path]:
-    """The option file and the folder of the experiment."""
-    if source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.suffix in YAML_SUFFIXES)
-        if not files:
-            raise OptionError(f"no option file in {source}: name the one that it was trained with")
-        options, experiment = read_options(files[0]), source
-    else:
-        options = read_options(source)
-        experiment = Path("experiments") / str(options.get("name"))
-    block = options.get("network_g")
-    if not isinstance(block, Mapping) or block.get("type") != "CSSRNet":
-        raise OptionError("expected CSSRNet: export takes what CSDModel trained (option network_g:type)")
-    for key in ("name", "scale"):
-        if key not in options:
-            raise OptionError(f"missing option {key}")
-    return options, experiment
 
 
 def _widths(wanted: list[str], network: CSSRNet) -> list[float]:
@@ -151,7 +131,7 @@ def _targets(
 
 def _write_test_options(description: Description, weights: Path, path: Path, source: Path) -> None:
     """An option file for `basicsr/test.py` of stock BasicSR, with the validation sets of the training run."""
-    options, _ = _training_options(source)
+    options, _ = training_run(source)
     border = description.scale
     sets = {key: dict(block) for key, block in options["datasets"].items() if key.split("_")[0] == "val"}
     content = {
