@@ -35,7 +35,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["matplotlib", "mypy", "onnx", "onnxruntime", "pre-commit", "pytest", "ruff", "selenium"],
+        "dev": ["matplotlib", "mypy", "onnx", "onnxruntime", "pre-commit", "pytest", "ruff", "selenium", "spandrel"],
         "onnx": ["onnx", "onnxruntime"],
         "bench": ["matplotlib", "onnx", "onnxruntime"],
     },

@@ -14,11 +14,20 @@ from torch import nn
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
 from csd_plugin.checkpoint import load_mapping
 from csd_plugin.config.experiment import training_run
-from csd_plugin.deploy.formats import Description, save_pth, save_safetensors, write_atomically
+from csd_plugin.deploy.formats import Description, Saver, save_pth, save_safetensors, write_atomically
 from csd_plugin.deploy.onnx import save_onnx
+from csd_plugin.deploy.spandrel import save_for_spandrel, spandrel_state
 from csd_plugin.errors import OptionError
+from csd_plugin.slicing.widths import backbone_options
 
-FORMATS = {"pth": ".pth", "safetensors": ".safetensors", "onnx": ".onnx", "onnx-fp16": "_fp16.onnx"}
+FORMATS = {
+    "pth": ".pth",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "onnx-fp16": "_fp16.onnx",
+    "spandrel": "_spandrel.safetensors",
+}
+_PLAIN: dict[str, Saver] = {"pth": save_pth, "safetensors": save_safetensors, "spandrel": save_for_spandrel}
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,10 @@ def _targets(
     targets = []
     for kind in args.format:
         path = folder / f"{stem}{FORMATS[kind]}"
-        if kind in ("pth", "safetensors"):
-            write = {"pth": save_pth, "safetensors": save_safetensors}[kind]
-            targets.append(_Target(path, partial(write, network, description, path)))
+        if kind == "spandrel":
+            spandrel_state(backbone_options(description.network_g), network.state_dict())  # refused before a write
+        if kind in _PLAIN:
+            targets.append(_Target(path, partial(_PLAIN[kind], network, description, path)))
         else:
             inputs = net.example_inputs()
             if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or inputs[0].dim() != 4:
