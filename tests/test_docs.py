@@ -1,0 +1,70 @@
+"""What the documents show works."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from csd_plugin.cli import _parser, main
+from tests.conftest import ROOT
+
+DEPLOYMENT = (ROOT / "docs/deployment.md").read_text()
+DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The demo after two iterations."""
+    (tmp_path / "options").symlink_to(ROOT / "options")
+    assert main(["prepare", "--demo"]) == 0
+    short = ["train:total_iter=2", "logger:use_tb_logger=false", "val:val_freq=2"]
+    assert main(["train", "-opt", "options/csd_demo.yml", "--force_yml", *short]) == 0
+    return tmp_path
+
+
+def test_deployment_from_export_to_a_program_without_torch(demo, capsys):
+    commands = [line for block in blocks(DEPLOYMENT, "bash") for line in block.splitlines() if line]
+    assert len(commands) == 6
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "basicsr" and main(words[1:]) == 0, command
+    out = capsys.readouterr().out
+    assert "are there already" in out and "teacher" in out
+    for path in re.findall(r"`(csd_demo_0\.5\.\w+|test_csd_demo_0\.5\.yml)`", DEPLOYMENT):
+        assert (demo / "experiments/csd_demo/export" / path).is_file()
+    for path in ("compared/compare.csv", "compared/compare.png", "experiments/csd_demo/report.html"):
+        assert (demo / path).is_file()
+    small = next((demo / "datasets/demo/val_LR_bicubic_X2").iterdir())
+    (demo / "small.png").write_bytes(small.read_bytes())
+    (code,) = blocks(DEPLOYMENT, "python")
+    without_torch = "import sys; sys.modules['torch'] = None\n"
+    subprocess.run([sys.executable, "-c", without_torch + code], check=True, cwd=demo)
+    by_command = (demo / "enlarged" / small.name).read_bytes()
+    import cv2
+    import numpy as np
+
+    ours = cv2.imdecode(np.frombuffer(by_command, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    assert np.abs(ours - cv2.imread("large.png").astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("command", ["compare", "export", "prepare", "profile", "report", "summary", "upscale", "wrap"])
+def test_help_has_every_argument(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        _parser().parse_args([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: basicsr" in text
+    if command in ("compare", "export", "profile", "report", "upscale"):
+        assert f"example: basicsr {command}" in text
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *DOCUMENTS], ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target
