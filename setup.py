@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["csd_plugin", "csd_plugin.*"]),
-    package_data={"csd_plugin.evaluation": ["report.html"]},
+    package_data={"csd_plugin": ["pretrained/*"], "csd_plugin.evaluation": ["report.html"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "basicsr>=1.4.2",

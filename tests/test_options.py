@@ -171,3 +171,16 @@ def test_a_plain_file_is_kept_with_its_comments(pairs, tmp_path):
 def test_debug_and_local_rank_flags(pairs, tmp_path):
     assert main(["train", "-opt", write_options(base_options()), "--debug", "--local-rank=0"]) == 0
     assert (tmp_path / "experiments/debug_tiny/models/net_g_latest.pth").is_file()
+
+
+@pytest.mark.parametrize("arch", ["edsr", "rcan"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_finetuning_goes_on_with_the_student_of_the_recipe(arch, scale):
+    scratch = read_options(ROOT / f"options/controls/scratch_{arch}_x{scale}.yml")
+    finetune = read_options(ROOT / f"options/finetune_{arch}_x{scale}.yml")
+    assert finetune["network_g"] == scratch["network_g"] and finetune["datasets"] == scratch["datasets"]
+    student = f"experiments/csd_{arch}_x{scale}/models/net_g_student_latest.pth"
+    assert finetune["path"]["pretrain_network_g"] == student
+    recipe = read_options(ROOT / f"options/csd_{arch}_x{scale}.yml")["train"]
+    last = recipe["optim_g"]["lr"] * recipe["scheduler"]["gamma"]
+    assert finetune["train"]["optim_g"]["lr"] == pytest.approx(last)

@@ -21,6 +21,7 @@ from csd_plugin.evaluation.timing import measure
 DOCUMENT = HERE.parent.parent / "docs" / "quality.md"
 _LATENCY_SIZE = (120, 160)
 _CONTROLS = ("scratch", "sliced_l1")
+_COMPARED = (*_CONTROLS, "logits_kd", "joint", "csd", "csd_finetuned")  # in the plots; the tables have all
 Result = dict[str, Any]
 
 
@@ -199,8 +200,7 @@ def plot(results: Results, target: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 4), constrained_layout=True)
-    lines = dict.fromkeys([*_CONTROLS, "logits_kd", "joint", "csd", "csd_finetuned", *results.recipe.variants])
-    for arm in lines:
+    for arm in _COMPARED:
         curves = [dict(map(tuple, r["curves"]["held_out/psnr"])) for r in results.of(arm).values()]
         steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
         if steps:
@@ -209,8 +209,9 @@ def plot(results: Results, target: Path) -> None:
     panels[0].set_ylabel("PSNR on the held-out photographs (dB)")
     panels[0].legend(fontsize=7)
     latency = read_latency(results.recipe.name)
-    _scatter(panels[1], results, lambda arm: count(results, arm) / 1e3, "thousand parameters")
-    _scatter(panels[2], results, lambda arm: latency.get(arm, 0) / latency.get(TEACHER_ARM, 1), "latency / teacher's")
+    _trade_off(panels[1], results, lambda arm: count(results, arm), "parameters")
+    if latency:
+        _trade_off(panels[2], results, lambda arm: latency[arm] / latency[TEACHER_ARM], "latency / teacher's")
     figure.savefig(target, dpi=100)
 
 
@@ -240,21 +241,24 @@ def read_latency(name: str) -> dict[str, float]:
     return json.loads(file.read_text(encoding="utf-8"))["seconds"] if file.is_file() else {}
 
 
-def _scatter(panel: Any, results: Results, size: Callable[[str], float], label: str) -> None:
+def _trade_off(panel: Any, results: Results, size: Callable[[str], float], label: str) -> None:
+    """A line for each way to the students of all sizes, as Fig. 4 of the paper; the teacher and bicubic beside them."""
     name = results.sets[-1]
-    for arm in (TEACHER_ARM, *results.arms):
-        role = TEACHER_ARM if arm == TEACHER_ARM else "student"
-        value = (
-            results.teacher["rating"][role][name]["psnr"]
-            if arm == TEACHER_ARM
-            else statistics.mean(results.values(arm, role, name, "psnr").values())
-        )
-        if size(arm):
-            panel.plot(size(arm), value, "o", label=arm)
-    panel.axhline(results.teacher["rating"]["bicubic"][name]["psnr"], linestyle=":", color="grey")
+    for arm in _COMPARED:
+        sizes = [a for a in (arm, f"{arm}_half") if a in results.arms]
+        values = [statistics.mean(results.values(a, "student", name, "psnr").values()) for a in sizes]
+        if sizes:
+            panel.plot([size(a) for a in sizes], values, "o-", label=arm, markersize=4)
+    teacher = results.teacher["rating"][TEACHER_ARM][name]["psnr"]
+    panel.plot(size(TEACHER_ARM), teacher, "k*", label=TEACHER_ARM, markersize=9)
+    panel.axhline(results.teacher["rating"]["bicubic"][name]["psnr"], linestyle=":", color="grey", label="bicubic")
     panel.set_xscale("log")
+    ticks = sorted({size(arm) for arm in (TEACHER_ARM, *results.arms)})
+    panel.set_xticks(ticks, [f"{tick:,.0f}" if tick > 1 else f"{tick:.2f}" for tick in ticks])
+    panel.minorticks_off()
     panel.set_xlabel(label)
     panel.set_ylabel(f"PSNR on {name} (dB)")
+    panel.legend(fontsize=7)
 
 
 def write_document() -> None:

@@ -25,6 +25,7 @@ from csd_plugin.models.inference import self_ensemble
 from csd_plugin.slicing.widths import backbone_options, example_inputs, size_multiple
 
 _PRECISION = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DEFAULT_MODEL = Path(__file__).parent.parent / "pretrained" / "edsr_16ch_x2.safetensors"
 _ONNX_BYTES_PER_PIXEL = 2**15
 
 
@@ -138,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: basicsr upscale photos -o enlarged --model csd_rcan_x4_0.5.safetensors"
     parser.add_argument("input", help="image, folder of images, or a pattern such as 'photos/*.jpg'")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file, or folder for several images")
-    parser.add_argument("--model", type=Path, required=True, help=".pth, .safetensors or .onnx file")
+    parser.add_argument("--model", type=Path, help=f".pth, .safetensors or .onnx file (default: {DEFAULT_MODEL.stem})")
     parser.add_argument("--network", type=Path, metavar="FILE", help="option file that says what a bare .pth is of")
     parser.add_argument("--suffix", default=".png", help="format of the files in a folder (default: .png)")
     parser.add_argument(
@@ -170,7 +171,10 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.write(f"{len(jobs) - len(to_do)} of {len(jobs)} are there already (--overwrite replaces them)\n")
     if not to_do:
         return
-    upscaler = load_upscaler(args.model, _network_block(args.network), args.device, args.precision)
+    if args.model is None:
+        sys.stdout.write(f"model: {DEFAULT_MODEL.stem}, for research use (see csd_plugin/pretrained/README.md)\n")
+    model = args.model or DEFAULT_MODEL
+    upscaler = load_upscaler(model, _network_block(args.network), args.device, args.precision)
     failed: list[str] = []
     for source, target in tqdm(to_do, unit="image", disable=None):
         try:
