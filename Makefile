@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test bench lint format clean
+.PHONY: help env demo test bench smoke lint format clean
 
 help:
 	@echo "make demo    environment, demo data, training and a table (about 3 minutes after the install)"
 	@echo "make test    environment and tests"
 	@echo "make bench   environment, all benchmarks and docs/performance.md (about half an hour on two cores)"
+	@echo "make smoke   build the package, install it alone and use it (needs the network)"
 	@echo "make lint    environment, ruff and mypy"
 	@echo "make clean   remove the environment and the demo's outputs"
 
@@ -39,6 +40,23 @@ bench: env
 	$(UV) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
+# What someone has who installs the package and nothing else.
+smoke: env
+	$(UV) build twine
+	rm -rf build/smoke $(VENV)-smoke && mkdir -p build/smoke
+	$(BIN)/python -m build --installer uv --outdir build/smoke/dist .
+	$(BIN)/twine check build/smoke/dist/*
+	$(PYTHON) -m venv $(VENV)-smoke
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)-smoke $(BIN)/uv pip install --quiet --constraint constraints.txt \
+		torch torchvision numpy cython setuptools wheel
+	VIRTUAL_ENV=$(CURDIR)/$(VENV)-smoke $(BIN)/uv pip install --quiet --constraint constraints.txt \
+		--no-build-isolation "$$(ls $(CURDIR)/build/smoke/dist/*.whl)[onnx]"
+	cd build/smoke && PATH="$(CURDIR)/$(VENV)-smoke/bin:$$PATH" && basicsr options && basicsr prepare --demo && \
+		basicsr train -opt options/csd_demo.yml --force_yml train:total_iter=2 val:val_freq=2 && \
+		basicsr export options/csd_demo.yml --format pth safetensors onnx && \
+		basicsr upscale datasets/demo/val_LR_bicubic_X2 -o enlarged --model experiments/csd_demo/export/csd_demo_0.5.onnx && \
+		basicsr upscale datasets/demo/val_LR_bicubic_X2 -o by_default
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +67,4 @@ format: env
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) datasets/demo experiments/csd_demo tb_logger/csd_demo
+	rm -rf $(VENV) $(VENV)-smoke build datasets/demo experiments/csd_demo tb_logger/csd_demo

@@ -14,8 +14,13 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["csd_plugin", "csd_plugin.*"]),
-    package_data={"csd_plugin": ["pretrained/*"], "csd_plugin.evaluation": ["report.html"]},
+    packages=[*find_packages(include=["csd_plugin", "csd_plugin.*"]), "csd_plugin.options"],
+    package_dir={"csd_plugin.options": "options"},
+    package_data={
+        "csd_plugin": ["pretrained/*"],
+        "csd_plugin.evaluation": ["report.html"],
+        "csd_plugin.options": ["*.yml", "*/*.yml"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=[
         "basicsr>=1.4.2",

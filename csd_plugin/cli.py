@@ -12,7 +12,7 @@ import basicsr.train
 import torch
 
 from csd_plugin import compat
-from csd_plugin.config import wrap
+from csd_plugin.config import packaged, wrap
 from csd_plugin.config.load import arguments
 from csd_plugin.data import prepare
 from csd_plugin.deploy import export, upscale
@@ -22,6 +22,7 @@ from csd_plugin.evaluation import compare, profile, report, summary
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": compare.run,
     "export": export.run,
+    "options": packaged.run,
     "profile": profile.run,
     "report": report.run,
     "summary": summary.run,
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
     report.add_arguments(commands.add_parser("report", help="a run on one HTML page"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))
+    packaged.add_arguments(commands.add_parser("options", help="copy the option files that come with the package"))
     profile.add_arguments(commands.add_parser("profile", help="what teacher and students cost"))
     compare.add_arguments(commands.add_parser("compare", help="several models on the same photographs"))
     export.add_arguments(commands.add_parser("export", help="write trained students as files that others run"))
