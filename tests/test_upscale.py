@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 
 from csd_plugin.cli import main
-from csd_plugin.deploy import tiles, upscale
+from csd_plugin.deploy import upscale
 from csd_plugin.deploy.formats import Description, save_pth, save_safetensors
 from csd_plugin.deploy.images import read_picture
 from csd_plugin.deploy.onnx import save_onnx
-from csd_plugin.deploy.tiles import fitting_side, retrying, run_in_tiles, tiles_along
 from csd_plugin.deploy.upscale import load_upscaler
+from csd_plugin.models import tiles
+from csd_plugin.models.tiles import fitting_side, retrying, run_in_tiles, tiles_along
 from csd_plugin.slicing.widths import build_backbone
 from tests.backbones import tiny
 from tests.conftest import EDSR, photograph

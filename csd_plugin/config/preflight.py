@@ -87,6 +87,8 @@ def check_options(options: Mapping[str, Any], is_train: bool) -> None:
         _check_optimizer(train.optim_g)
     if parsed.val is not None:
         val = parse(model.val_schema, parsed.val, "val")
+        if val.tile is not None and issubclass(model, CSDVideoModel | CSDVideoRecurrentModel):
+            raise OptionError("tiles are for images, not for clips (option val:tile)")
         _check_metrics(val, [str(dataset.get("name")) for dataset in parsed.datasets.values()])
 
 

@@ -102,6 +102,8 @@ class ValOptions(_Options):
     Attributes:
         teacher: validate the teacher as well, under the name `<dataset>_teacher`.
         self_ensemble: average over the 8 flips and rotations (the paper's "+").
+        tile: side in LR pixels of the tiles that large images are validated in; None takes whole images, and tiles only
+            where memory runs out. Not for video.
         best_metric: metric that decides on the best student; None takes the first one.
         best_dataset: name of the validation set that decides; None takes the first one validated.
     """
@@ -113,6 +115,7 @@ class ValOptions(_Options):
     metrics: dict[str, Block] | None = None
     teacher: bool = True
     self_ensemble: bool = False
+    tile: int | None = Field(None, ge=16)
     best_metric: str | None = None
     best_dataset: str | None = None
 
@@ -174,8 +177,13 @@ class PathOptions(_Options):
 
 
 class LoggerOptions(_Options):
-    """The block `logger`."""
+    """The block `logger`.
 
+    Attributes:
+        progress: show a progress bar in a terminal.
+    """
+
+    progress: bool = True
     print_freq: int = Field(100, ge=1)
     save_checkpoint_freq: float = Field(ge=1)
     use_tb_logger: bool = False

@@ -18,10 +18,10 @@ from csd_plugin.data.pairs import IMAGE_SUFFIXES
 from csd_plugin.deploy.formats import load_network
 from csd_plugin.deploy.images import Picture, read_picture, write_picture
 from csd_plugin.deploy.onnx import load_onnx
-from csd_plugin.deploy.tiles import OVERLAP, fitting_side, free_memory, retrying, run_in_tiles
 from csd_plugin.errors import OptionError
 from csd_plugin.evaluation.complexity import count
 from csd_plugin.models.inference import self_ensemble
+from csd_plugin.models.tiles import OVERLAP, fitting_side, free_memory, retrying, run_in_tiles
 from csd_plugin.slicing.widths import backbone_options, example_inputs, size_multiple
 
 _PRECISION = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -26,7 +26,9 @@ from csd_plugin.losses.contrastive_loss import ContrastiveLoss, join_distances
 from csd_plugin.models.batch import Batch, Results
 from csd_plugin.models.inference import run_padded, self_ensemble
 from csd_plugin.models.negatives import Negatives, NegativeSampler, generator_for
+from csd_plugin.models.progress import Progress
 from csd_plugin.models.renamed import Renamed
+from csd_plugin.models.tiles import retrying, run_in_tiles
 
 
 class CSDModel(SRModel):
@@ -56,9 +58,14 @@ class CSDModel(SRModel):
             self.train_options = parse(self.train_schema, opt["train"], "train")
         self.val_options = parse(self.val_schema, opt.get("val") or {"save_img": False}, "val")
         self.active_width: float | None = None
+        self.validation_tile = self.val_options.tile
+        self.validated: dict[str, float] = {}
         self.first_validated: str | None = None
         super().__init__(opt)
         self._log_students()
+        if self.is_train:
+            shown = opt["rank"] == 0 and (opt.get("logger") or {}).get("progress", True)
+            self.progress = Progress(self.train_options.total_iter, shown)
 
     @property
     def students(self) -> dict[float, str]:
@@ -162,6 +169,7 @@ class CSDModel(SRModel):
         self.log_dict = self.reduce_loss_dict(logged)
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+        self.progress.reach(current_iter)
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
@@ -209,8 +217,18 @@ class CSDModel(SRModel):
         def run(lq: Tensor) -> Tensor:
             return net(*self.network_inputs(lq), width=self.active_width or net.widths[0])
 
+        def run_at(side: int | None) -> Tensor:
+            network = partial(run_padded, run, net.size_multiple)
+            if side is not None:
+                network = partial(run_in_tiles, run, scale=self.opt["scale"], side=side, multiple=net.size_multiple)
+            return self.super_resolve(network, self.lq)
+
         with torch.no_grad():
-            self.output = self.super_resolve(partial(run_padded, run, net.size_multiple), self.lq)
+            if self.lq.dim() == 4:
+                # What fitted into memory once is tried first from then on.
+                self.output, self.validation_tile = retrying(run_at, self.validation_tile, max(self.lq.shape[-2:]))
+            else:
+                self.output = run_at(None)
         net.train(was_training)
 
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
@@ -241,8 +259,13 @@ class CSDModel(SRModel):
             shown = name if label == "student" else f"{name}_{label}"
             with self._evaluating(width, label):
                 validate(Renamed(dataloader, shown), current_iter, tb_logger, save_img)
+            value = next(iter(getattr(self, "metric_results", {}).values()), None)
+            if name == self.first_validated and isinstance(value, float):
+                self.validated[label] = value
             if self.is_train and width != TEACHER:
                 self._keep_best(width, label, name, shown, current_iter)
+        if self.is_train:
+            self.progress.show(self.validated)
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write the stock students, the shared network and, last, the training state."""
