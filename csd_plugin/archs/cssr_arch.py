@@ -56,7 +56,8 @@ class CSSRNet(nn.Module):
             first, so that the student starts from its most important channels.
         example_input: shape of a small input that the backbone can run on, or shapes of several, see
             `csd_plugin.slicing.widths.example_inputs`; None takes the one known for it.
-        channel_map: what the trace cannot find out, see `csd_plugin.slicing.declared`.
+        channel_map: what the trace cannot find out, see `csd_plugin.slicing.declared`: `fuse.weight: {1: [64, 64,
+            "=3"]}` are two parts of an axis that scale and one of 3 that does not.
 
     Raises:
         OptionError: an argument is unknown or out of range, or a width leaves a layer without channels.

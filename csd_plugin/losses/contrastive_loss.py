@@ -167,7 +167,7 @@ class ContrastiveLoss(nn.Module):
 
     Args:
         loss_weight: :math:`\lambda_C`. The paper's 200 is for pixels in 0..255 and is 200 / 255 = 0.784 for 0..1.
-        layer_weights: weight of each VGG-19 layer.
+        layer_weights: weight of each VGG-19 layer; None takes the paper's, from 1/32 for relu1_1 to 1 for relu5_1.
         vgg_weights: `imagenet`, `random` or a file, see `VGGFeatures`.
         input_norm: `imagenet` or `none`.
         input_range: what 1.0 becomes before the VGG; 255 with `input_norm: none` is the reference's input.
