@@ -53,6 +53,26 @@ def test_deployment_from_export_to_a_program_without_torch(demo, capsys):
     assert np.abs(ours - cv2.imread("large.png").astype(int)).max() <= 1
 
 
+def test_the_quick_start_runs(tmp_path, capsys):
+    (commands,) = blocks((ROOT / "docs/index.md").read_text(), "bash")
+    for command in commands.splitlines():
+        words = shlex.split(command)[1:]
+        short = ["train:total_iter=2", "logger:use_tb_logger=false", "val:val_freq=2"]
+        assert main(words + (["--force_yml", *short] if words[0] == "train" else [])) == 0, command
+    assert (tmp_path / "experiments/csd_demo/report.html").is_file()
+
+
+def test_the_documents_build_as_a_site(tmp_path):
+    build = pytest.importorskip("mkdocs.commands.build")
+    from mkdocs.config import load_config
+
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True)
+    build.build(config)
+    pages = {path.stem for path in DOCUMENTS}
+    built = {path.parent.name for path in (tmp_path / "site").rglob("index.html")}
+    assert pages - {"index"} <= built
+
+
 @pytest.mark.parametrize("command", ["compare", "export", "prepare", "profile", "report", "summary", "upscale", "wrap"])
 def test_help_has_every_argument(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -172,7 +172,10 @@ def test_a_graph_that_holds_at_one_size_only_is_refused_or_fixed(tmp_path):
     assert not list(tmp_path.iterdir())
     save_onnx(network, description, tmp_path / "net.onnx", multiple=window, size=(4 * window, 2 * window))
     x = torch.rand(1, 3, 4 * window, 2 * window)
-    torch.testing.assert_close(load_onnx(tmp_path / "net.onnx")[0](x), network(x), rtol=0, atol=1e-4)
+    graph, _, _ = load_onnx(tmp_path / "net.onnx")
+    torch.testing.assert_close(graph(x), network(x), rtol=0, atol=1e-4)
+    with pytest.raises(OptionError, match=f"takes images of {4 * window}x{2 * window} only, got"):
+        graph(x.mT)
 
 
 def test_a_graph_that_computes_something_else_is_refused(tmp_path, monkeypatch):

@@ -133,7 +133,12 @@ def load_onnx(path: Path) -> tuple[Callable[[Tensor], Tensor], Description, int]
     except (KeyError, ValueError):
         raise OptionError(f"{path} does not say which network it is: it is not by basicsr export") from None
 
+    *_, height, width = session.get_inputs()[0].shape
+
     def run(x: Tensor) -> Tensor:
+        if isinstance(height, int) and x.shape[-2:] != (height, width):
+            found = f"{x.shape[-2]}x{x.shape[-1]}"
+            raise OptionError(f"{path} takes images of {height}x{width} only, got {found}")
         return torch.from_numpy(session.run(None, {"lq": x.float().cpu().numpy()})[0])
 
     return run, description, int(strings.get("size_multiple", "1"))

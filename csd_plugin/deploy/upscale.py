@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from csd_plugin.config.load import read_options
@@ -22,11 +22,10 @@ from csd_plugin.errors import OptionError
 from csd_plugin.evaluation.complexity import count
 from csd_plugin.models.inference import self_ensemble
 from csd_plugin.models.tiles import OVERLAP, fitting_side, free_memory, retrying, run_in_tiles
-from csd_plugin.slicing.widths import backbone_options, example_inputs, size_multiple
+from csd_plugin.slicing.widths import backbone_options, build_backbone, example_inputs, size_multiple
 
 _PRECISION = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEFAULT_MODEL = Path(__file__).parent.parent / "pretrained" / "edsr_16ch_x2.safetensors"
-_ONNX_BYTES_PER_PIXEL = 2**15
 
 
 @dataclass(frozen=True)
@@ -104,25 +103,34 @@ def load_upscaler(
         if precision != "fp32":
             raise OptionError("an ONNX file has its own precision: export it as onnx-fp16 (option --precision)")
         run, description, multiple = load_onnx(path)
-        channels = int(example_inputs(backbone_options(description.network_g))[0].shape[1])
-        return Upscaler(
-            run, description.scale, channels, multiple, _ONNX_BYTES_PER_PIXEL, torch.device("cpu"), torch.float32
-        )
+        options = backbone_options(description.network_g)
+        x = _one_image(options, path)
+        needed = _bytes_per_pixel(build_backbone(options), x)
+        return Upscaler(run, description.scale, x.shape[1], multiple, needed, torch.device("cpu"), torch.float32)
     chosen, dtype = _device(device), _PRECISION[precision]
     network, description = load_network(path, network_g)
     options = backbone_options(description.network_g)
-    inputs = example_inputs(options)
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() != 4:
-        raise OptionError(f"{description.network_g['type']} does not take one image ({path})")
-    small = inputs[0]
+    small = _one_image(options, path)
     with torch.no_grad():
         scale = network(small).shape[-1] // small.shape[-1]
-    pixels = small.shape[-2] * small.shape[-1]
-    needed = count(network, tuple(small.shape[1:])).memory / pixels
+    needed = _bytes_per_pixel(network, small)
     network = network.to(chosen, dtype)
     if chosen.type == "cuda":
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Upscaler(network, scale, small.shape[1], size_multiple(options), 2 * needed, chosen, dtype)
+    return Upscaler(network, scale, small.shape[1], size_multiple(options), needed, chosen, dtype)
+
+
+def _one_image(options: Mapping[str, Any], path: Path) -> Tensor:
+    """A small input of a network that takes one image."""
+    inputs = example_inputs(options)
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() != 4:
+        raise OptionError(f"{options['type']} does not take one image ({path})")
+    return inputs[0]
+
+
+def _bytes_per_pixel(network: nn.Module, x: Tensor) -> float:
+    """Memory in float32 for each LR pixel: twice that of the tensors, for what kernels work in."""
+    return 2 * count(network, tuple(x.shape[1:])).memory / (x.shape[-2] * x.shape[-1])
 
 
 def _device(name: str) -> torch.device:
