@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=compat.version_line())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (("train", "train a network"), ("test", "test a network")):
-        commands.add_parser(name, help=f"{text} as an option file says", parents=[arguments()])
+        example = f"example: basicsr {name} -opt options/{'' if name == 'train' else 'test_'}csd_rcan_x4.yml"
+        commands.add_parser(name, help=f"{text} as an option file says", epilog=example, parents=[arguments()])
     prepare.add_arguments(commands.add_parser("prepare", help="make training data from a folder of HR images"))
     report.add_arguments(commands.add_parser("report", help="a run on one HTML page"))
     summary.add_arguments(commands.add_parser("summary", help="table and pictures of a trained student"))

@@ -73,15 +73,30 @@ def test_the_documents_build_as_a_site(tmp_path):
     assert pages - {"index"} <= built
 
 
-@pytest.mark.parametrize("command", ["compare", "export", "prepare", "profile", "report", "summary", "upscale", "wrap"])
-def test_help_has_every_argument(command, capsys):
+COMMANDS = (
+    "compare",
+    "export",
+    "options",
+    "prepare",
+    "profile",
+    "report",
+    "summary",
+    "test",
+    "train",
+    "upscale",
+    "wrap",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_is_accepted(command, capsys):
     with pytest.raises(SystemExit) as stop:
         _parser().parse_args([command, "--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "usage: basicsr" in text
-    if command in ("compare", "export", "profile", "report", "upscale"):
-        assert f"example: basicsr {command}" in text
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: basicsr {command}")
+    (example,) = re.findall(r"example: basicsr (.*)$", text)
+    assert _parser().parse_args(shlex.split(example)).command == command
 
 
 @pytest.mark.parametrize("document", [ROOT / "README.md", *DOCUMENTS], ids=lambda path: path.name)

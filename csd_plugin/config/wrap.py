@@ -30,6 +30,7 @@ _NEGATIVES = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `basicsr wrap`."""
+    parser.epilog = "example: basicsr wrap -opt train_EDSR.yml --width 0.25 -o csd_EDSR.yml"
     parser.add_argument("-opt", required=True, type=Path, metavar="FILE", help="stock training file (YAML)")
     parser.add_argument("--width", required=True, type=float, nargs="+", help="channels of the student, in (0, 1)")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")

@@ -58,6 +58,7 @@ class Settings:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `basicsr prepare`."""
+    parser.epilog = "example: basicsr prepare datasets/DIV2K/DIV2K_train_HR datasets/DIV2K --scale 2 3 4"
     parser.add_argument("input", nargs="?", type=Path, help="folder of HR images")
     parser.add_argument("output", nargs="?", type=Path, help="folder to write into (with --demo: datasets/demo)")
     parser.add_argument("--name", help="first part of the output names (default: the input folder's, less _HR)")

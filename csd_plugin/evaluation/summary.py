@@ -29,6 +29,7 @@ _ROWS = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `basicsr summary`."""
+    parser.epilog = "example: basicsr summary -opt options/csd_demo.yml"
     parser.add_argument("-opt", required=True, metavar="FILE", help="option file of the training run")
     parser.add_argument("--checkpoint", default="latest", metavar="ITER", help="iteration (default: latest)")
     parser.add_argument("-o", "--output", type=Path, help="picture (default: experiments/<name>/summary.png)")
