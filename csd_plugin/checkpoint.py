@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,26 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError, RuntimeError: the file cannot be written; nothing is left of it.
     """
+    with _complete_or_absent(path) as file:
+        torch.save(dict(content), file)
+
+
+def write_atomically(data: bytes, path: Path) -> None:
+    """As `save_atomically`, for bytes.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    with _complete_or_absent(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _complete_or_absent(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

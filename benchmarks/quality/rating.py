@@ -3,29 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.utils import img2tensor, tensor2img
-from torch import Tensor, nn
+from torch import Tensor
 
-from csd_plugin.checkpoint import load_mapping
 from csd_plugin.data.bicubic import upscale
 from csd_plugin.models.inference import self_ensemble
-from csd_plugin.slicing.widths import build_backbone
 
 Rating = dict[str, dict[str, float]]
-
-
-def load_stock(network_g: dict[str, Any], file: Path) -> nn.Module:
-    """A stock network in evaluation mode; the moving average if the file has one."""
-    network = build_backbone(network_g)
-    state = load_mapping(file, "rating")
-    network.load_state_dict(state.get("params_ema", state["params"]))
-    return network.eval()
 
 
 def rate(run: Callable[[Tensor], Tensor], folders: dict[str, Path], scale: int, everything: bool = True) -> Rating:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.quality.rating import bicubic, load_stock, rate
+from benchmarks.quality.rating import bicubic, rate
 from benchmarks.quality.recipe import HERE, TEACHER_ARM, Run, Stage, stock_network
 from benchmarks.report import machine
 from csd_plugin import OptionError
+from csd_plugin.checkpoint import write_atomically
+from csd_plugin.deploy.formats import load_network
 from csd_plugin.evaluation.curves import read_curves
 
 RESULTS = HERE / "results"
@@ -89,9 +91,7 @@ class Runner:
             "machine": machine(),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".part")
-        partial.write_text(_compact(result), encoding="utf-8")
-        partial.rename(file)
+        write_atomically(_compact(result).encode(), file)
         self._say(f"{run.name}: {_line(rating)}")
         return True
 
@@ -165,12 +165,12 @@ def rate_run(run: Run, work: Path) -> None:
     folders |= {name: work / "data/tests" / name for name in run.recipe.data.tests}
     last = run.stages()[-1]
     role = "teacher" if run.arm == TEACHER_ARM else "student"
-    rating = {role: rate(_device(load_stock(last.network, work / last.result)), folders, run.recipe.scale)}
+    rating = {role: rate(_device(load_network(work / last.result, last.network)[0]), folders, run.recipe.scale)}
     if role == "teacher":
         rating["bicubic"] = rate(bicubic(run.recipe.scale), folders, run.recipe.scale)
     first = run.stages()[0]
     if first.shared is not None and first.options["train"].get("teacher_opt"):
-        teacher = load_stock(stock_network(run.recipe.options["network_g"], 1.0), work / first.shared)
+        teacher, _ = load_network(work / first.shared, stock_network(run.recipe.options["network_g"], 1.0))
         rating["teacher"] = rate(_device(teacher), folders, run.recipe.scale, everything=False)
     file = work / "ratings" / f"{run.name}.json"
     file.parent.mkdir(exist_ok=True)

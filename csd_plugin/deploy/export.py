@@ -2,19 +2,20 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
 from csd_plugin.archs.cssr_arch import TEACHER, CSSRNet
-from csd_plugin.checkpoint import load_mapping
+from csd_plugin.checkpoint import load_mapping, write_atomically
 from csd_plugin.config.experiment import training_run
-from csd_plugin.deploy.formats import Description, Saver, save_pth, save_safetensors, write_atomically
+from csd_plugin.deploy.formats import Description, Saver, save_pth, save_safetensors
 from csd_plugin.deploy.onnx import save_onnx
 from csd_plugin.deploy.spandrel import save_for_spandrel, spandrel_state
 from csd_plugin.errors import OptionError
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     for width in _widths(args.width, network):
         exported = _exported(network, width, args, experiment).eval()
         description = Description(network.stock_options(width), int(options["scale"]), width, str(options["name"]))
-        targets += _targets(exported, description, folder, network, args)
+        targets += _targets(exported, description, folder, network, args, options["datasets"])
     existing = [target.path for target in targets if target.path.exists()]
     if existing and not args.overwrite:
         raise OptionError(f"{existing[0]} is there already: choose another folder, or replace it by --overwrite")
@@ -115,7 +116,12 @@ def _load(network: nn.Module, path: Path, weights: str) -> None:
 
 
 def _targets(
-    network: nn.Module, description: Description, folder: Path, net: CSSRNet, args: argparse.Namespace
+    network: nn.Module,
+    description: Description,
+    folder: Path,
+    net: CSSRNet,
+    args: argparse.Namespace,
+    datasets: Mapping[str, Any],
 ) -> list[_Target]:
     stem = f"{description.trained_by}_{description.width:g}"
     targets = []
@@ -135,15 +141,14 @@ def _targets(
             targets.append(_Target(path, write_graph))
         if kind == "pth":
             test = folder / f"test_{stem}.yml"
-            targets.append(_Target(test, partial(_write_test_options, description, path, test, args.source)))
+            targets.append(_Target(test, partial(_write_test_options, description, path, test, datasets)))
     return targets
 
 
-def _write_test_options(description: Description, weights: Path, path: Path, source: Path) -> None:
+def _write_test_options(description: Description, weights: Path, path: Path, datasets: Mapping[str, Any]) -> None:
     """An option file for `basicsr/test.py` of stock BasicSR, with the validation sets of the training run."""
-    options, _ = training_run(source)
     border = description.scale
-    sets = {key: dict(block) for key, block in options["datasets"].items() if key.split("_")[0] == "val"}
+    sets = {key: dict(block) for key, block in datasets.items() if key.split("_")[0] == "val"}
     content = {
         "name": path.stem,
         "model_type": "SRModel",

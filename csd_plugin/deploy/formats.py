@@ -1,7 +1,6 @@
 """Files of a network that say which network it is: stock BasicSR's .pth, .safetensors and, in `onnx.py`, ONNX."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from csd_plugin.checkpoint import cpu_state, load_mapping, save_atomically
+from csd_plugin.checkpoint import cpu_state, load_mapping, save_atomically, write_atomically
 from csd_plugin.errors import OptionError
-from csd_plugin.slicing.widths import architecture, build_backbone
+from csd_plugin.slicing.widths import build_backbone
 from csd_plugin.version import __version__
 
 _KEY = "csd_plugin"  # of the description in a .pth file, beside `params`; stock BasicSR does not look at it
@@ -70,19 +69,6 @@ def save_safetensors(network: nn.Module, description: Description, path: Path) -
     write_atomically(data, path)
 
 
-def write_atomically(data: bytes, path: Path) -> None:
-    """Write beside `path`, then rename. What was there stays until the new file is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def load_network(path: Path, network_g: Mapping[str, Any] | None = None) -> tuple[nn.Module, Description]:
     """The network of a .pth or .safetensors file, in evaluation mode on the CPU.
 
@@ -108,7 +94,6 @@ def load_network(path: Path, network_g: Mapping[str, Any] | None = None) -> tupl
             ) from None
     else:
         description = Description(dict(network_g), 0, 1.0, path.name)
-    architecture(str(description.network_g["type"]))
     network = build_backbone(description.network_g).eval()
     try:
         network.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from csd_plugin.checkpoint import write_atomically
 from csd_plugin.data.bicubic import resize
-from csd_plugin.deploy.formats import write_atomically
 from csd_plugin.errors import OptionError
 
 _ORIENTATION = 274  # EXIF tag

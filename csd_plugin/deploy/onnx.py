@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.deploy.formats import Description, write_atomically
+from csd_plugin.checkpoint import write_atomically
+from csd_plugin.deploy.formats import Description
 from csd_plugin.errors import OptionError
 
 OPSET = 17

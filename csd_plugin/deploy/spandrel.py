@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from csd_plugin.checkpoint import cpu_state
-from csd_plugin.deploy.formats import Description, write_atomically
+from csd_plugin.checkpoint import cpu_state, write_atomically
+from csd_plugin.deploy.formats import Description
 from csd_plugin.errors import OptionError
 from csd_plugin.slicing.widths import backbone_options
 

@@ -14,9 +14,9 @@ from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.utils import tensor2img
 from torch import Tensor
 
+from csd_plugin.checkpoint import write_atomically
 from csd_plugin.data.bicubic import downscale, upscale
 from csd_plugin.data.pairs import IMAGE_SUFFIXES
-from csd_plugin.deploy.formats import write_atomically
 from csd_plugin.deploy.images import read_picture
 from csd_plugin.deploy.upscale import Upscaler, load_upscaler
 from csd_plugin.errors import OptionError

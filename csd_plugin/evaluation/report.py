@@ -17,8 +17,8 @@ import yaml
 from basicsr.utils import tensor2img
 
 from csd_plugin.archs.cssr_arch import CSSRNet
+from csd_plugin.checkpoint import write_atomically
 from csd_plugin.config.experiment import training_run
-from csd_plugin.deploy.formats import write_atomically
 from csd_plugin.errors import OptionError
 from csd_plugin.evaluation.curves import Curve, read_curves
 from csd_plugin.evaluation.sheet import most_different_patch

@@ -161,9 +161,10 @@ def build_backbone(options: Mapping[str, Any]) -> nn.Module:
     Raises:
         OptionError: the constructor fails.
     """
+    network = architecture(options["type"])
     arguments = {key: value for key, value in options.items() if key != "type"}
     try:
-        return architecture(options["type"])(**arguments)
+        return network(**arguments)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise OptionError(f"{options['type']} cannot be built: {reason} (option network_g:backbone)") from error
